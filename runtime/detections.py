@@ -1,0 +1,87 @@
+"""What was found in one frame: `Detections`, and with identities over time `Tracks`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Column = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """Columns of equal length, one row per found object; positions are pixels, centre of pixel [0, 0] at (0, 0).
+
+    Raises
+    ------
+    ValueError
+        If a column is not (N,) float32 like the others, or `labels` is not (H, W) int32.
+    """
+
+    y_px: Column
+    x_px: Column
+    score: Column
+    """Confidence, 0..1."""
+    z_um: Column | None = None
+    polarizability_um3: Column | None = None
+    photons: Column | None = None
+    background: Column | None = None
+    sigma_y_px: Column | None = None
+    """Predicted standard deviation of `y_px`."""
+    sigma_x_px: Column | None = None
+    area_px: Column | None = None
+    labels: NDArray[np.int32] | None = None
+    """(H, W), 0 is background; only for segmentation."""
+
+    def __post_init__(self) -> None:
+        n_rows = self.y_px.shape
+        for name, column in self.columns().items():
+            if column.ndim != 1 or column.dtype != np.float32 or column.shape != n_rows:
+                raise ValueError(
+                    f"column {name} must be float32 of shape {n_rows}, got {column.dtype} of shape {column.shape}"
+                )
+        if self.labels is not None and (self.labels.ndim != 2 or self.labels.dtype != np.int32):
+            raise ValueError(f"labels must be (H, W) int32, got {self.labels.dtype} of shape {self.labels.shape}")
+
+    def __len__(self) -> int:
+        return int(self.y_px.shape[0])
+
+    def columns(self) -> dict[str, Column]:
+        """Return the columns that are present, in the order of the class."""
+        present = {name: getattr(self, name) for name in COLUMNS}
+        return {name: column for name, column in present.items() if column is not None}
+
+    def rows(self, keep: NDArray[Any]) -> Detections:
+        """Return only the rows that a boolean mask or an index array names; `labels` stay as they are."""
+        return replace(self, **{name: column[keep] for name, column in self.columns().items()})
+
+    @classmethod
+    def none(cls, columns: tuple[str, ...] = ("y_px", "x_px", "score")) -> Detections:
+        """Return an empty table with these columns."""
+        return cls(**{name: np.empty(0, np.float32) for name in columns})
+
+
+COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(Detections) if f.name != "labels")
+"""Names a detection column can have, in the order in which files list them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tracks:
+    """The detections of one frame and the track each belongs to."""
+
+    detections: Detections
+    track_id: NDArray[np.int64]
+    """(N,), one number per row of `detections`, unique within a run."""
+
+    def __post_init__(self) -> None:
+        if self.track_id.shape != (len(self.detections),) or self.track_id.dtype != np.int64:
+            raise ValueError(
+                f"track_id must be int64 of shape ({len(self.detections)},), "
+                f"got {self.track_id.dtype} of shape {self.track_id.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.detections)

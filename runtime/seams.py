@@ -1,0 +1,82 @@
+"""The seams of the runtime: what a model, a linker and a sink must offer, and what is told to a sink."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from oneframe.acquisition import Frame
+from oneframe.runtime.card import ModelCard
+from oneframe.runtime.detections import Detections, Tracks
+
+
+class Model(Protocol):
+    """Turns images into detections."""
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model says of itself."""
+        ...
+
+    def detect(self, image: NDArray[Any]) -> Detections:
+        """Find the objects of one image (H, W) or (C, H, W).
+
+        Raises
+        ------
+        ValueError
+            If the model does not take this image; the text says why and what to do.
+        """
+        ...
+
+
+class Linker(Protocol):
+    """Gives detections an identity over time."""
+
+    def link(self, detections: Detections, index: int) -> Tracks:
+        """Link the detections of frame `index` to the tracks so far; indices only grow."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Analysed:
+    """One frame that went through the model."""
+
+    frame: Frame
+    tracks: Tracks
+    age_s: float
+    """Time from the frame's own `time_s` (live source) or its arrival (recording) to its tracks, seconds."""
+    inference_s: float
+    """Time spent in `Model.detect`, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """Frames that were not analysed, and why."""
+
+    kind: Literal["skipped", "failed", "lost"]
+    """skipped: seen, not analysed because a newer frame mattered more or the queue was full; failed: seen, could not
+    be used; lost: never reached this process, known by a gap in the numbers."""
+    index: int | None
+    """The source's number of the first of them, where known."""
+    n_frames: int
+    time_s: float
+    """When it was noticed or, for skipped and failed frames, taken; seconds since the Unix epoch."""
+    reason: str
+
+
+class Sink(Protocol):
+    """Takes results, called by one thread of its own; slow sinks lose nothing but their own place in the queue."""
+
+    def write(self, analysed: Analysed) -> None:
+        """Take one analysed frame."""
+        ...
+
+    def skip(self, missed: Missed) -> None:
+        """Take note of frames that were not analysed."""
+        ...
+
+    def close(self) -> None:
+        """Finish; called once, after the last `write` or `skip`."""
+        ...
