@@ -61,7 +61,8 @@ class Detections:
     @classmethod
     def none(cls, columns: tuple[str, ...] = ("y_px", "x_px", "score")) -> Detections:
         """Return an empty table with these columns."""
-        return cls(**{name: np.empty(0, np.float32) for name in columns})
+        empty: dict[str, Any] = {name: np.empty(0, np.float32) for name in columns}
+        return cls(**empty)
 
 
 COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(Detections) if f.name != "labels")
