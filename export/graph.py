@@ -1,0 +1,152 @@
+"""A trained network becomes one self-contained, checked `.onnx` file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import numpy_helper
+from torch.export import Dim
+
+from oneframe.export.trained import TrainedModel
+from oneframe.runtime.card import METADATA_KEY, ModelCard
+from oneframe.runtime.detections import Detections
+from oneframe.runtime.model import SMALLEST_FRAME_PX, OnnxModel, open_session
+from oneframe.runtime.selftest import METADATA_KEY as SELFTEST_KEY
+from oneframe.runtime.selftest import compare, encode_selftest
+
+OPSET = 18
+
+PARITY_PX = 1e-3
+"""Largest difference between torch and ONNX Runtime that is let through, pixels."""
+
+
+class ExportError(Exception):
+    """The graph could not be written or does not do what the network does."""
+
+
+def export(trained: TrainedModel, path: str | os.PathLike[str]) -> ModelCard:
+    """Write a trained model as one `.onnx` file and check it against torch.
+
+    The graph takes `image` (camera pixels) and, if given, `threshold`; its outputs are named after the columns. The
+    card and a self-test stand in the file's metadata. The file appears under its name only when every check passed.
+
+    Returns
+    -------
+    ModelCard
+        The card as written, with speed and versions filled in.
+
+    Raises
+    ------
+    FileExistsError
+        If there is a file of that name: a model is never overwritten.
+    ExportError
+        If ONNX Runtime and torch disagree on the example.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists and a model is never overwritten; choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        model = _to_onnx(trained, Path(folder) / "graph.onnx")
+        expected = _in_torch(trained)
+        ready = OnnxModel(open_session(model.SerializeToString(), name="the exported graph"), trained.card, None)
+        difference = compare(expected, ready.detect(trained.example))
+        if difference.worst_px > PARITY_PX:
+            raise ExportError(
+                f"expected ONNX Runtime to find the {difference.n_expected} objects of torch within {PARITY_PX} px, got "
+                f"{difference.n_found} within {difference.worst_px:.2g} px; please report this"
+            )
+        card = _completed(trained, ready)
+        _set_metadata(model, {METADATA_KEY: card.to_json(), SELFTEST_KEY: encode_selftest(trained.example, expected)})
+        finished = Path(folder) / path.name
+        finished.write_bytes(model.SerializeToString())
+        os.replace(finished, path)
+    return card
+
+
+def _to_onnx(trained: TrainedModel, scratch: Path) -> onnx.ModelProto:
+    """Trace the graph for any H and W and give `threshold` its default."""
+    image = torch.from_numpy(np.ascontiguousarray(trained.example))
+    threshold = torch.tensor(trained.card.threshold, dtype=torch.float32)
+    first = image.ndim - 2
+    size = {first: Dim("height", min=SMALLEST_FRAME_PX), first + 1: Dim("width", min=SMALLEST_FRAME_PX)}
+    with _quiet():
+        torch.onnx.export(
+            trained.graph,
+            (image, threshold),
+            scratch,
+            dynamo=True,
+            dynamic_shapes={"image": size, "threshold": None},
+            input_names=["image", "threshold"],
+            output_names=list(trained.card.columns),
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    model = onnx.load(scratch)
+    default = numpy_helper.from_array(np.array(trained.card.threshold, np.float32), "threshold")
+    model.graph.initializer.append(default)
+    onnx.checker.check_model(model)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks on its own internals off the user's screen."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)
+
+
+@torch.no_grad()
+def _in_torch(trained: TrainedModel) -> Detections:
+    """Run the graph on the example in torch."""
+    image = torch.from_numpy(np.ascontiguousarray(trained.example))
+    values = trained.graph(image, torch.tensor(trained.card.threshold, dtype=torch.float32))
+    return Detections(**{name: value.numpy() for name, value in zip(trained.card.columns, values, strict=True)})
+
+
+def _completed(trained: TrainedModel, ready: OnnxModel) -> ModelCard:
+    """Add the speed on this machine, versions and date to the card."""
+    height, width = trained.card.crop.get("frame_shape", trained.example.shape)[-2:]
+    repeats = [1] * (trained.example.ndim - 2) + [
+        -(-height // trained.example.shape[-2]), -(-width // trained.example.shape[-1])
+    ]  # fmt: skip
+    frame = np.tile(trained.example, repeats)[..., :height, :width]
+    ready.detect(frame)
+    times_s = []
+    for _ in range(5):
+        start_s = time.perf_counter()
+        ready.detect(frame)
+        times_s.append(time.perf_counter() - start_s)
+    speed = {"frame_height_px": height, "frame_width_px": width, "detect_ms": round(1e3 * float(np.median(times_s)), 2)}
+    versions = {"oneframe": version("oneframe"), "torch": torch.__version__, "onnx": onnx.__version__}
+    versions["onnxruntime"] = ort.__version__
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return replace(trained.card, speed=speed, versions=versions, created=created)
+
+
+def _set_metadata(model: onnx.ModelProto, values: dict[str, str]) -> None:
+    for key, value in values.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value

@@ -1,0 +1,171 @@
+"""A model file becomes a ready `Model`: camera pixels in, `Detections` out, through ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from oneframe.runtime.card import METADATA_KEY, ModelCard
+from oneframe.runtime.detections import Detections
+
+SMALLEST_FRAME_PX = 8
+
+
+class ModelFileError(Exception):
+    """A model file that cannot be used; the text says why and what to do."""
+
+
+class OnnxModel:
+    """A model file, loaded and ready. Made by `load_model`."""
+
+    def __init__(self, session: ort.InferenceSession, card: ModelCard, threshold: float | None) -> None:
+        self._session = session
+        self._card = card
+        self.threshold = card.threshold if threshold is None else threshold
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model says of itself."""
+        return self._card
+
+    @property
+    def threshold(self) -> float:
+        """Lowest score that is reported, 0..1; may be changed between frames."""
+        return float(self._threshold)
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        if not 0 <= value <= 1:
+            raise ValueError(f"threshold must be a score from 0 to 1, got {value}")
+        self._threshold = np.array(value, np.float32)
+
+    def detect(self, image: NDArray[Any]) -> Detections:
+        """Find the objects of one image.
+
+        Parameters
+        ----------
+        image : (H, W) or (C, H, W)
+            Camera pixels. Another dtype than the model's is taken where every value survives the conversion.
+
+        Raises
+        ------
+        ValueError
+            If the number of channels, the size or the values do not fit the model, or nothing was imaged.
+        """
+        values = self._session.run(
+            list(self._card.columns), {"image": self._as_input(image), "threshold": self._threshold}
+        )
+        return Detections(**dict(zip(self._card.columns, values, strict=True)))
+
+    def _as_input(self, image: NDArray[Any]) -> NDArray[Any]:
+        card = self._card
+        if image.ndim == 3 and card.n_channels == 1 and image.shape[0] == 1:
+            image = image[0]
+        n_channels = 1 if image.ndim == 2 else image.shape[0] if image.ndim == 3 else 0
+        if n_channels != card.n_channels:
+            wanted = "one plane (H, W)" if card.n_channels == 1 else f"{card.n_channels} planes (C, H, W)"
+            hint = "; convert colour to grey" if image.ndim == 3 and image.shape[-1] in (3, 4) else ""
+            raise ValueError(f"the model takes {wanted}, got shape {image.shape}{hint}; pass one plane at a time")
+        if min(image.shape[-2:]) < SMALLEST_FRAME_PX:
+            raise ValueError(
+                f"the frame must be at least {SMALLEST_FRAME_PX} x {SMALLEST_FRAME_PX} px, got {image.shape}"
+            )
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
+            n_bad = int(image.size - np.isfinite(image).sum())
+            raise ValueError(f"expected finite pixels, got {n_bad} that are NaN or infinite; mend the image first")
+        if is_constant(image):
+            raise ValueError(f"expected an image, got the constant value {image.flat[0]}; is the shutter open?")
+        return _converted(image, np.dtype(card.input_dtype))
+
+
+def is_constant(image: NDArray[Any]) -> bool:
+    """Return whether all pixels are equal; quick where they are not."""
+    first = image.flat[0]
+    return bool((image[..., ::16, ::16] == first).all() and (image == first).all())
+
+
+def _converted(image: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the image as C-ordered `dtype` if no value is lost."""
+    if image.dtype != dtype and not np.can_cast(image.dtype, dtype):
+        kept = image.astype(dtype) if _in_range(image, dtype) else None
+        if kept is None or not (kept == image).all():
+            raise ValueError(
+                f"the model takes {dtype} camera pixels, got {image.dtype} from {image.min():g} to {image.max():g}; "
+                "pass the camera's own counts, or train on a frame of this kind"
+            )
+        image = kept
+    return np.ascontiguousarray(image, dtype)
+
+
+def _in_range(image: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Return whether the extremes fit into `dtype`; float targets take everything."""
+    if dtype.kind == "f":
+        return True
+    limits = np.iinfo(dtype)
+    return bool(image.min() >= limits.min and image.max() <= limits.max)
+
+
+def load_model(path: str | os.PathLike[str], *, threshold: float | None = None, threads: int | None = None) -> OnnxModel:
+    """Load a model file.
+
+    Parameters
+    ----------
+    path : path
+        An `.onnx` file made by `oneframe train`.
+    threshold : float, optional
+        Lowest score to report, 0..1, in place of the card's.
+    threads : int, optional
+        CPU threads for one frame; by default what ONNX Runtime chooses.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, truncated, not ONNX, or not made by oneframe.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"expected a model file, found none at {path}; train one with: oneframe train")
+    session = open_session(path.read_bytes(), name=str(path), threads=threads)
+    text = metadata(session).get(METADATA_KEY)
+    if text is None:
+        raise ModelFileError(
+            f"{path} is an ONNX file without a oneframe model card; expected a file made by: oneframe train"
+        )
+    try:
+        card = ModelCard.from_json(text)
+    except ValueError as exc:
+        raise ModelFileError(f"{path}: {exc}") from exc
+    outputs = {output.name for output in session.get_outputs()}
+    if not set(card.columns) <= outputs:
+        raise ModelFileError(f"{path} promises {card.columns}, its graph gives {sorted(outputs)}; export it again")
+    return OnnxModel(session, card, threshold)
+
+
+def open_session(model: bytes, *, name: str, threads: int | None = None) -> ort.InferenceSession:
+    """Return an ONNX Runtime session on the CPU for the bytes of a model file.
+
+    Raises
+    ------
+    ModelFileError
+        If the bytes are no complete ONNX model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # the overridable threshold is meant to be one
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # onnxruntime has no common base class for its errors
+        raise ModelFileError(
+            f"{name} is not a complete ONNX model ({len(model)} bytes); copy it again or export it again"
+        ) from exc
+
+
+def metadata(session: ort.InferenceSession) -> dict[str, str]:
+    """Return the metadata of the model file."""
+    return dict(session.get_modelmeta().custom_metadata_map)

@@ -1,0 +1,468 @@
+"""LodeSTAR: a particle tracker trained on one crop of one particle by its symmetries.
+
+Midtvedt et al., Single-shot self-supervised object detection in microscopy, Nat. Commun. 13, 7492 (2022): "the paper".
+Network, loss, settings and the deployed graph, top to bottom.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from oneframe.export.trained import TrainedModel
+from oneframe.runtime.card import ModelCard
+from oneframe.trainer.crops import (
+    Box,
+    Normalisation,
+    Views,
+    ViewSettings,
+    normalisation_from,
+    particle_alone,
+    random_views,
+)
+from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, fit
+
+STRIDE_PX = 2
+"""Edge of a cell of the prediction grid, in (pooled) pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class LodestarSettings:
+    """Settings of one training."""
+
+    n_steps: int = 1500
+    """Gradient steps; each sees `n_views` views of the crop."""
+    n_views: int = 8
+    channels: int = 32
+    """Width of the network."""
+    n_convolutions: int = 8
+    """3x3 convolutions after the stem."""
+    n_cut: int = 2
+    """Views among them in which an edge may cut the particle. Differs from the paper, which loses 6 px of border."""
+    far_share: float = 0.3
+    """Share of the steps in which all cells of a view have a say; then only those near the peak, as when deployed.
+    Near cells only from the start makes two of three trainings restart."""
+    within_weight: float = 0.1
+    """Weight of the internal-consistency loss against the equivariance loss."""
+    dropout: float = 0.01
+    """Share of the weights left out of a view's average, as in the paper."""
+    alpha: float = 0.5
+    """Exponent of the weight w in the score w^alpha c^beta."""
+    beta: float = 0.5
+    """Exponent of the agreement c of neighbouring predictions."""
+    max_attempts: int = 3
+    """Trainings tried, each from another random start, before giving up."""
+
+
+class LodestarNetwork(nn.Module):
+    """Predicts from an image (B, C, H, W) a grid of (dy, dx, rho), shape (B, 3, H/2, W/2).
+
+    Differs from the paper: a 6x6 convolution with stride 2 in place of full-resolution layers and pooling (the same
+    as space-to-depth and a 3x3 convolution), at half the cost and at least the accuracy on all five shapes of the
+    paper's Figure 1.
+    """
+
+    def __init__(self, n_channels: int, settings: LodestarSettings) -> None:
+        super().__init__()
+        width = settings.channels
+        layers: list[nn.Module] = [nn.Conv2d(n_channels, width, 6, stride=STRIDE_PX, padding=2), nn.ReLU()]
+        for _ in range(settings.n_convolutions - 1):
+            layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Conv2d(width, 3, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the prediction grid."""
+        grid: Tensor = self.head(self.body(image))
+        return grid
+
+
+def cell_positions(grid: Tensor) -> Tensor:
+    """Return the position that each cell predicts, (B, 2, h, w), px relative to the centre of the view."""
+    h, w = grid.shape[-2:]
+    y = (torch.arange(h, device=grid.device) - (h - 1) / 2) * STRIDE_PX
+    x = (torch.arange(w, device=grid.device) - (w - 1) / 2) * STRIDE_PX
+    return grid[:, :2] + torch.stack(torch.meshgrid(y, x, indexing="ij"))
+
+
+def consensus(grid: Tensor, reach_cells: int, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Average each view's predictions with their weights, near the peak of the weights.
+
+    The weighted average of the paper, taken only within `reach_cells` of the peak, as the deployed graph does.
+
+    Parameters
+    ----------
+    grid : (B, 3, h, w)
+    reach_cells : int
+    keep : (B, h, w) of 0 and 1, optional
+        Weights that are not left out by dropout.
+
+    Returns
+    -------
+    position : (B, 2) px relative to the centre of the view
+    spread : (B,) px
+        Weighted mean distance, summed over the axes, of the predictions from `position`.
+    share : (B, h, w)
+        Normalised weights.
+    """
+    weight = torch.sigmoid(grid[:, 2])
+    smooth = F.avg_pool2d(weight[:, None], 3, 1, 1)[:, 0]
+    peak = smooth.flatten(1).argmax(1)
+    h, w = weight.shape[-2:]
+    row, column = torch.arange(h)[None, :, None], torch.arange(w)[None, None, :]
+    near_row = (row - (peak // w)[:, None, None]).abs() <= reach_cells
+    near = near_row & ((column - (peak % w)[:, None, None]).abs() <= reach_cells)
+    weight = weight * near if keep is None else weight * near * keep
+    share = (weight + 1e-6 * near) / (weight + 1e-6 * near).sum((1, 2), keepdim=True)
+    predicted = cell_positions(grid)
+    position = (predicted * share[:, None]).sum((2, 3))
+    spread = ((predicted - position[:, :, None, None]).abs().sum(1) * share).sum((1, 2))
+    return position, spread, share
+
+
+def lodestar_loss(
+    grid: Tensor, views: Views, settings: LodestarSettings, reach_cells: int, generator: torch.Generator
+) -> Tensor:
+    """Return the training loss: all views agree (equivariance), all cells of a view agree (internal consistency).
+
+    References
+    ----------
+    The paper, Methods, "Training": the between and the within loss.
+    """
+    keep = (torch.rand(grid[:, 2].shape, generator=generator) >= settings.dropout).to(grid.dtype)
+    position, spread, _ = consensus(grid, reach_cells, keep)
+    in_source = views.to_source(position)
+    agreed = in_source[: views.n_whole].mean(0)
+    whole = (in_source[: views.n_whole] - agreed).abs().sum()
+    cut = (in_source[views.n_whole :] - agreed.detach()).abs().sum()
+    between = (whole + cut) / in_source.numel()
+    return between + settings.within_weight * spread.mean()
+
+
+class LodestarGraph(nn.Module):
+    """The deployed graph: camera pixels in, one row per particle out.
+
+    Normalisation, network, score, local maxima, weighted local average and the removal of duplicates, for any frame
+    size. Positions are pixels of the camera, the centre of pixel [0, 0] at (0, 0).
+    """
+
+    def __init__(
+        self,
+        network: LodestarNetwork,
+        normalisation: Normalisation,
+        settings: LodestarSettings,
+        *,
+        pooling: int,
+        reach_cells: int,
+        diameter_px: float,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.offset, self.scale = normalisation.offset, normalisation.scale
+        self.alpha, self.beta = settings.alpha, settings.beta
+        self.pooling = pooling
+        self.reach_cells = reach_cells
+        cells = diameter_px / (STRIDE_PX * pooling)
+        self.peak_cells = max(1, round(0.25 * cells))
+        self.merge_cells = max(1, round(0.4 * cells))
+        self.agreement_px = max(2.0, diameter_px / pooling / 4)  # in pooled pixels, like all inside this class
+        self.register_buffer("rho_shift", torch.zeros(()))
+        self.register_buffer("moments", _moment_kernel())
+
+    rho_shift: Tensor
+    moments: Tensor
+
+    def forward(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return y_px, x_px and score, each (N,), for an image (H, W) and the lowest score to report."""
+        grid = self.predict(image)
+        score = self.score(grid)
+        row, column = self._peaks(score, threshold)
+        y, x = self._local_average(grid, row, column)
+        peak_score = score[row, column]
+        keep = self._is_best_near(score, y, x, peak_score)
+        y, x, peak_score = y[keep], x[keep], peak_score[keep]
+        centre_px = (self.pooling - 1) / 2  # where the centre of a pooled pixel lies in the camera's pixels
+        return y * self.pooling + centre_px, x * self.pooling + centre_px, peak_score
+
+    def predict(self, image: Tensor) -> Tensor:
+        """Return the grid (3, h, w) of a frame; every pixel is in a cell, also for odd sizes."""
+        pixels = (image.to(torch.float32) - self.offset) / self.scale
+        extra = STRIDE_PX * self.pooling - 1
+        pixels = F.pad(pixels[None, None], (0, extra, 0, extra), mode="replicate")
+        if self.pooling > 1:
+            pixels = F.avg_pool2d(pixels, self.pooling)
+        grid: Tensor = self.network(pixels)[0]
+        return grid
+
+    def score(self, grid: Tensor) -> Tensor:
+        """Return w^alpha c^beta, shape (h, w), in 0..1.
+
+        Differs from the paper: c = 1 / (1 + variance / px^2) in place of 1 / (1e-6 + variance), so that a score has
+        the same meaning in every model.
+        """
+        rho = grid[2] + self.rho_shift
+        log_score: Tensor = self.alpha * F.logsigmoid(rho) - self.beta * torch.log1p(self._variance(grid))
+        return torch.exp(log_score)
+
+    def _variance(self, grid: Tensor) -> Tensor:
+        """Variance of the predicted positions over 3x3 cells, axes summed, px^2, shape (h, w)."""
+        offsets = grid[:2]
+        stacked = F.pad(torch.cat([offsets, offsets**2])[None], (1, 1, 1, 1), mode="replicate")
+        mean_y, mean_x, mean_square, with_cell = F.conv2d(stacked, self.moments)[0]
+        cell_variance = 2 * STRIDE_PX**2 * 2 / 3  # of the cells' own positions, both axes
+        variance = mean_square - mean_y**2 - mean_x**2 + 2 * STRIDE_PX * with_cell + cell_variance
+        return variance.clamp(min=0)
+
+    def _peaks(self, score: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        size = 2 * self.peak_cells + 1
+        highest = F.max_pool2d(score[None, None], size, 1, self.peak_cells)[0, 0]
+        found = torch.nonzero((score == highest) & (score >= threshold))
+        return found[:, 0], found[:, 1]
+
+    def _local_average(self, grid: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted average of the predictions around each peak, in pooled pixels.
+
+        Predictions that disagree with those next to the peak (of a neighbouring particle) lose their say.
+        """
+        h, w = grid.shape[-2:]
+        reach = torch.arange(-self.reach_cells, self.reach_cells + 1)
+        rows, columns = row[:, None, None] + reach[None, :, None], column[:, None, None] + reach[None, None, :]
+        inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
+        place = (rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1)).flatten(1)
+        dy, dx, rho = (grid.flatten(1)[i][place] for i in range(3))
+        dy = dy + STRIDE_PX * (rows - row[:, None, None]).expand_as(inside).flatten(1)
+        dx = dx + STRIDE_PX * (columns - column[:, None, None]).expand_as(inside).flatten(1)
+        weight = (torch.sigmoid(rho + self.rho_shift) + 1e-9) * inside.flatten(1)
+        core = ((reach.abs()[:, None] <= 1) & (reach.abs()[None, :] <= 1)).flatten()
+        first_y, first_x = _weighted_mean(dy, weight * core), _weighted_mean(dx, weight * core)
+        distance_squared = (dy - first_y[:, None]) ** 2 + (dx - first_x[:, None]) ** 2
+        weight = weight / (1 + (distance_squared / self.agreement_px**2) ** 2)
+        half_cell_px = (STRIDE_PX - 1) / 2
+        y = STRIDE_PX * row + half_cell_px + _weighted_mean(dy, weight)
+        x = STRIDE_PX * column + half_cell_px + _weighted_mean(dx, weight)
+        return y, x
+
+    def _is_best_near(self, score: Tensor, y: Tensor, x: Tensor, peak_score: Tensor) -> Tensor:
+        """Of peaks that point to the same place keep the best, (N,) bool."""
+        h, w = score.shape
+        row = torch.round(y / STRIDE_PX).to(torch.int64).clamp(0, h - 1)
+        column = torch.round(x / STRIDE_PX).to(torch.int64).clamp(0, w - 1)
+        place = row * w + column
+        votes = torch.zeros_like(score).flatten().scatter_reduce(0, place, peak_score, "amax")
+        size = 2 * self.merge_cells + 1
+        best = F.max_pool2d(votes.reshape(1, 1, h, w), size, 1, self.merge_cells).flatten()
+        return peak_score >= best[place]
+
+
+def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean over the last axis."""
+    return (values * weight).sum(-1) / weight.sum(-1)
+
+
+def _moment_kernel() -> Tensor:
+    """Convolution from (dy, dx, dy^2, dx^2) to 3x3 means: dy, dx, dy^2 + dx^2, dy * row + dx * column."""
+    kernel = torch.zeros(4, 4, 3, 3)
+    kernel[0, 0] = kernel[1, 1] = kernel[2, 2] = kernel[2, 3] = 1 / 9
+    kernel[3, 0] = torch.tensor([-1.0, 0.0, 1.0])[:, None] / 9
+    kernel[3, 1] = torch.tensor([-1.0, 0.0, 1.0])[None, :] / 9
+    return kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How a trained network does on fresh views of its own crop."""
+
+    error_px: float
+    """Root mean square, per axis, of the predictions' disagreement over views with the frame's own noise."""
+    covered: float
+    """Share of cells with a weight above half the peak; near 1 the network has collapsed."""
+    peak_rho: float
+    """Median over the views of the largest weight, before the sigmoid."""
+
+    @property
+    def converged(self) -> bool:
+        """True if the network locates the particle."""
+        return self.error_px < 0.5 and self.covered < 0.5
+
+
+@torch.no_grad()
+def measure(
+    network: LodestarNetwork, source: Tensor, view: ViewSettings, frame_noise: float, reach_cells: int, seed: int
+) -> Quality:
+    """Look at 64 fresh views, read as the deployed graph reads them."""
+    generator = torch.Generator().manual_seed(seed)
+    calm = replace(view, n_views=64, n_cut=0, gain=(1.0, 1.0), offset=0.0, noise=0.0)
+    views = random_views(source, calm, frame_noise, generator)
+    grid = network(views.images)
+    position, _, _ = consensus(grid, reach_cells)
+    in_source = views.to_source(position)
+    error_px = float((in_source - in_source.mean(0)).square().mean().sqrt())
+    weight = torch.sigmoid(grid[:, 2])
+    covered = float((weight > 0.5 * weight.amax((1, 2), keepdim=True)).float().mean())
+    return Quality(error_px, covered, float(grid[:, 2].amax((1, 2)).median()))
+
+
+def object_diameter_px(particle: NDArray[np.float32], box: Box, noise: float) -> float:
+    """Return the diameter of the circle that holds what stands out from the noise in `particle` (S, S).
+
+    The distance that holds 95 % of the pixels above a third of the contrast, within the box.
+    """
+    middle = particle.shape[0] // 2
+    half = box.side_px // 2
+    part = np.abs(particle[middle - half : middle + half + 1, middle - half : middle + half + 1])
+    part = F.avg_pool2d(torch.from_numpy(part)[None, None], 3, 1, 1)[0, 0].numpy()
+    y, x = np.nonzero(part > max(0.33 * part.max(), 2 * noise))
+    centre_y, centre_x = y.mean(), x.mean()
+    return float(min(2 * np.quantile(np.hypot(y - centre_y, x - centre_x), 0.95) + 1, box.side_px))
+
+
+def train_lodestar(
+    image: NDArray[Any],
+    box: Box,
+    *,
+    seed: int,
+    settings: LodestarSettings,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> TrainedModel:
+    """Train on one box of one frame (H, W).
+
+    Raises
+    ------
+    ConvergenceError
+        If no attempt located the particle.
+    TrainingCancelled
+        If `cancel` was set.
+    """
+    normalisation = normalisation_from(image, box)
+    pooling = max(1, round(box.side_px / 56))
+    view_px = _view_px(box.side_px / pooling)
+    reach_px = math.ceil(view_px * math.sqrt(2) + 6) * pooling
+    rng = np.random.default_rng([seed, 1])
+    particle = particle_alone(image, box, normalisation, reach_px=reach_px, rng=rng)
+    diameter_px = object_diameter_px(particle, box, normalisation.noise)
+    frame_noise = normalisation.noise / pooling
+    source = torch.from_numpy(particle)
+    if pooling > 1:
+        edge = (2 * reach_px + 1) // pooling * pooling
+        source = F.avg_pool2d(source[None, None, :edge, :edge], pooling)[0, 0]
+    view = ViewSettings(view_px, settings.n_views, settings.n_cut, cut_px=diameter_px / pooling / 2 + 3)
+    reach_cells = min(7, max(2, math.ceil(diameter_px / pooling / 4) + 1))
+
+    tried: list[str] = []
+    for attempt in range(1, settings.max_attempts + 1):
+        network = _train_once(
+            source,
+            view,
+            frame_noise,
+            reach_cells,
+            seed + 1_000_003 * (attempt - 1),
+            settings,
+            on_progress,
+            cancel,
+            attempt,
+        )
+        quality = measure(network, source, view, frame_noise, reach_cells, seed)
+        if quality.converged:
+            break
+        tried.append(f"error {quality.error_px:.2f} px, weights over {100 * quality.covered:.0f} % of the view")
+    else:
+        raise ConvergenceError(
+            f"expected the views to agree within 0.5 px, got after {len(tried)} attempts: {'; '.join(tried)}; "
+            "box one clear, isolated particle with a rim of background, or train for more --steps"
+        )
+    graph = LodestarGraph(
+        network, normalisation, settings, pooling=pooling, reach_cells=reach_cells, diameter_px=diameter_px
+    ).eval()
+    # The loss fixes only ratios of weights; set the level so that a view's peak has w = 0.9.
+    graph.rho_shift.fill_(math.log(0.9 / 0.1) - quality.peak_rho)
+    threshold, n_found = choose_threshold(graph, image)
+    card = ModelCard(
+        method="lodestar",
+        input_dtype=str(image.dtype),
+        n_channels=1,
+        columns=("y_px", "x_px", "score"),
+        threshold=threshold,
+        object_diameter_px=round(diameter_px, 2),
+        normalisation={"offset": normalisation.offset, "scale": normalisation.scale},
+        trained_ranges={"gain": view.gain, "shift_px": (-view.shift_px, view.shift_px)},
+        settings={**asdict(settings), "seed": seed, "view_px": view.view_px, "pooling": pooling, "attempts": attempt},
+        quality={
+            "view_error_px": round(quality.error_px, 4),
+            "weights_cover": round(quality.covered, 4),
+            "snr": round(1 / max(normalisation.noise, 1e-9), 1),
+            "detections_on_frame": n_found,
+        },
+    )
+    return TrainedModel(graph, card, _example_of(image, box))
+
+
+def _view_px(box_side_px: float) -> int:
+    """Edge of the views: the box and room to shift, even, not below 40 and not above 80."""
+    return int(min(80, max(40, 2 * math.ceil((box_side_px + 8) / 2))))
+
+
+def _train_once(
+    source: Tensor,
+    view: ViewSettings,
+    frame_noise: float,
+    reach_cells: int,
+    seed: int,
+    settings: LodestarSettings,
+    on_progress: Callable[[Progress], None] | None,
+    cancel: threading.Event | None,
+    attempt: int,
+) -> LodestarNetwork:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = LodestarNetwork(1, settings)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def loss_of_step(step: int) -> Tensor:
+        reach = view.view_px if step < settings.far_share * settings.n_steps else reach_cells
+        views = random_views(source, view, frame_noise, generator)
+        grid = network(views.images.to(memory_format=torch.channels_last))
+        return lodestar_loss(grid, views, settings, reach, generator)
+
+    trained = fit(
+        network, loss_of_step, LoopSettings(settings.n_steps), on_progress=on_progress, cancel=cancel, attempt=attempt
+    )
+    return trained.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload, no-any-return]
+
+
+@torch.no_grad()
+def choose_threshold(graph: LodestarGraph, image: NDArray[Any]) -> tuple[float, int]:
+    """Put the threshold into the widest gap between the scores found on the frame itself.
+
+    Returns
+    -------
+    threshold : float
+        Within 0.2 to 0.7 of the best score.
+    n_found : int
+        Particles of the frame above it.
+    """
+    _, _, score = graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(0.05))
+    best = float(score.max()) if len(score) else 1.0
+    low, high = 0.2 * best, 0.7 * best
+    levels = torch.cat([torch.tensor([low, high]), score[(score > low) & (score < high)]]).sort().values
+    gap = int((levels[1:] - levels[:-1]).argmax())
+    threshold = float((levels[gap] + levels[gap + 1]) / 2)
+    return round(threshold, 3), int((score >= threshold).sum())
+
+
+def _example_of(image: NDArray[Any], box: Box) -> NDArray[Any]:
+    """Cut at most 128 x 128 px round the box out of the frame."""
+    height, width = image.shape
+    centre_y, centre_x = box.y_px + box.height_px // 2, box.x_px + box.width_px // 2
+    top, left = max(0, min(centre_y - 64, height - 128)), max(0, min(centre_x - 64, width - 128))
+    return np.ascontiguousarray(image[top : top + 128, left : left + 128])
