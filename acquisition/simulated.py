@@ -261,6 +261,11 @@ class SimulatedBeads:
         self._index += 1
         return frame
 
+    @property
+    def scene(self) -> BeadScene:
+        """What is simulated; a `BeadMotion` of it replays the truth."""
+        return self._camera.scene
+
     def truth(self) -> Truth:
         """Return where the beads were in the frame read last."""
         return self._camera.motion.truth()

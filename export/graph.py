@@ -67,7 +67,7 @@ def export(trained: TrainedModel, path: str | os.PathLike[str]) -> ModelCard:
         difference = compare(expected, ready.detect(trained.example))
         if difference.worst_px > PARITY_PX:
             raise ExportError(
-                f"expected ONNX Runtime to find the {difference.n_expected} objects of torch within {PARITY_PX} px, got "
+                f"expected ONNX Runtime to find torch's {difference.n_expected} objects within {PARITY_PX} px, got "
                 f"{difference.n_found} within {difference.worst_px:.2g} px; please report this"
             )
         card = _completed(trained, ready)

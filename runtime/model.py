@@ -110,7 +110,9 @@ def _in_range(image: NDArray[Any], dtype: np.dtype[Any]) -> bool:
     return bool(image.min() >= limits.min and image.max() <= limits.max)
 
 
-def load_model(path: str | os.PathLike[str], *, threshold: float | None = None, threads: int | None = None) -> OnnxModel:
+def load_model(
+    path: str | os.PathLike[str], *, threshold: float | None = None, threads: int | None = None
+) -> OnnxModel:
     """Load a model file.
 
     Parameters

@@ -60,7 +60,8 @@ def decode_selftest(text: str) -> tuple[NDArray[Any], Detections]:
         record = json.loads(text)
         pixels = zlib.decompress(base64.b64decode(record["image"], validate=True))
         image = np.frombuffer(pixels, np.dtype(record["dtype"])).reshape(record["shape"])
-        columns = {name: np.array(values, np.float32) for name, values in record["expected"].items() if name in COLUMNS}
+        expected = record["expected"].items()
+        columns: dict[str, Any] = {name: np.array(values, np.float32) for name, values in expected if name in COLUMNS}
         return image, Detections(**columns)
     except (KeyError, TypeError, ValueError, zlib.error) as exc:
         raise ValueError("the self-test in the model file is damaged; export the model again") from exc

@@ -219,7 +219,7 @@ class LodestarGraph(nn.Module):
         stacked = F.pad(torch.cat([offsets, offsets**2])[None], (1, 1, 1, 1), mode="replicate")
         mean_y, mean_x, mean_square, with_cell = F.conv2d(stacked, self.moments)[0]
         cell_variance = 2 * STRIDE_PX**2 * 2 / 3  # of the cells' own positions, both axes
-        variance = mean_square - mean_y**2 - mean_x**2 + 2 * STRIDE_PX * with_cell + cell_variance
+        variance: Tensor = mean_square - mean_y**2 - mean_x**2 + 2 * STRIDE_PX * with_cell + cell_variance
         return variance.clamp(min=0)
 
     def _peaks(self, score: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:

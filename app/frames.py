@@ -1,0 +1,101 @@
+"""`oneframe snap` and `oneframe serve`: frames to a file, frames to the network."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from contextlib import closing
+from pathlib import Path
+
+from oneframe.acquisition import Frame, open_source
+from oneframe.acquisition import snap as snap_frame
+from oneframe.app.console import CommandError, Console
+
+
+def snap(arguments: argparse.Namespace, console: Console) -> None:
+    """Take one frame and save it."""
+    from oneframe.acquisition.snapshot import write_snapshot
+
+    path = new_file(arguments.output, (".tif", ".tiff"))
+    with closing(open_source(arguments.source)) as source:
+        frame = snap_frame(source)
+    write_snapshot(path, frame)
+    console.say(
+        f"{path}: {frame.width} x {frame.height} px, {frame.pixels.dtype}, {_levels(frame)}, {_size(frame)}",
+        event="snapped",
+        file=str(path),
+        shape=list(frame.pixels.shape),
+        dtype=str(frame.pixels.dtype),
+        pixel_size_um=frame.pixel_size_um,
+        lowest=float(frame.pixels.min()),
+        highest=float(frame.pixels.max()),
+    )
+
+
+def serve(arguments: argparse.Namespace, console: Console) -> None:
+    """Publish the frames of a source until it ends or the user stops it."""
+    from oneframe.acquisition.zeromq import Publisher
+    from oneframe.acquisition.zeromq import serve as serve_source
+
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with closing(open_source(arguments.source)) as source, closing(Publisher(arguments.bind)) as publisher:
+        console.say(
+            f"serving {arguments.source} at zmq+{publisher.address} (Ctrl-C stops)",
+            event="serving",
+            address=f"zmq+{publisher.address}",
+        )
+        if arguments.wait:
+            console.say("waiting for the first subscriber")
+            while not stop.is_set() and not publisher.wait_for_subscriber(0.2):
+                pass
+
+        def on_frame(n_sent: int) -> None:
+            console.tick(
+                lambda: f"{n_sent} frames sent, {publisher.n_subscribers} subscribers",
+                event="progress",
+                sent=n_sent,
+                subscribers=publisher.n_subscribers,
+            )
+
+        account = serve_source(
+            source, publisher, stop=stop, n_frames=arguments.frames, seconds=arguments.seconds, on_frame=on_frame
+        )
+    console.say(
+        f"{account.sent} frames sent, {account.lost} lost before they came here, {account.bad} unusable: "
+        f"{account.reason}",
+        event="done",
+        sent=account.sent,
+        lost=account.lost,
+        bad=account.bad,
+        total=account.total,
+        reason=account.reason,
+    )
+
+
+def new_file(text: str, suffixes: tuple[str, ...]) -> Path:
+    """Return the path of a file to be written.
+
+    Raises
+    ------
+    CommandError
+        If it exists, its folder does not, or it has another suffix than those.
+    """
+    path = Path(text)
+    if path.suffix.lower() not in suffixes:
+        raise CommandError(f"expected a file that ends with {' or '.join(suffixes)}, got {text}")
+    if path.exists():
+        raise CommandError(f"{path} exists and is never overwritten; choose another name")
+    if not path.parent.is_dir():
+        raise CommandError(f"the folder {path.parent} does not exist; make it first")
+    return path
+
+
+def _levels(frame: Frame) -> str:
+    return f"pixels from {frame.pixels.min():g} to {frame.pixels.max():g}"
+
+
+def _size(frame: Frame) -> str:
+    return "pixel size unknown" if frame.pixel_size_um is None else f"{frame.pixel_size_um:g} um per pixel"

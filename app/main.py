@@ -1,0 +1,191 @@
+"""The command line of DESIGN section 4: parses, imports what the command needs, explains failures in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from oneframe.app.console import CommandError, Console
+
+# command -> (module, function); imported only when called, so that --help answers at once
+_COMMANDS = {
+    "demo": ("oneframe.app.demo", "demo"),
+    "doctor": ("oneframe.app.doctor", "doctor"),
+    "snap": ("oneframe.app.frames", "snap"),
+    "train": ("oneframe.app.models", "train"),
+    "verify": ("oneframe.app.models", "verify"),
+    "info": ("oneframe.app.models", "info"),
+    "detect": ("oneframe.app.track", "detect"),
+    "live": ("oneframe.app.track", "live"),
+    "log": ("oneframe.app.track", "log"),
+    "recover": ("oneframe.app.track", "recover"),
+    "serve": ("oneframe.app.frames", "serve"),
+}
+
+# top-level module -> extra of the package that brings it
+_EXTRAS = {
+    "torch": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "pyqtgraph": "view",
+    "PySide6": "view",
+    "pycromanager": "mm",
+    "pymmcore": "mm",
+    "mm_test_adapters": "mm",
+}
+
+_SOURCE_HELP = (
+    "where frames come from: sim:beads[?seed=..&frames=..&fps=..] (simulated microscope), demo: (Micro-Manager's "
+    "DemoCamera), mm:CONFIG.cfg (own MMCore), zmq+tcp://HOST:PORT (another process's serve), or the path of a "
+    "recording (TIFF, NPY; ?fps= replays in real time)"
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="oneframe",
+        description="Snap one frame, train on it in about a minute, get one .onnx file, watch or log positions live.",
+        epilog="Start with: oneframe demo",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.add_argument("--json", action="store_true", help="machine-readable lines instead of sentences")
+        return sub
+
+    demo = command("demo", "run the whole chain on the simulated microscope, no hardware needed")
+    demo.add_argument(
+        "-o", "--output", metavar="FOLDER", help="new folder for its files (default: the next free oneframe-demo-N)"
+    )
+    demo.add_argument("--frames", type=_count, default=300, help="frames to track (default: %(default)s)")
+    demo.add_argument("--steps", type=_count, help="training steps in place of the default")
+    demo.add_argument("--seed", type=int, default=0)
+
+    command("doctor", "tell what works here, what is missing, and the line that mends it")
+
+    snap = command("snap", "take one frame and save it")
+    snap.add_argument("source", metavar="SOURCE", help=_SOURCE_HELP)
+    snap.add_argument("-o", "--output", metavar="FILE.tif", required=True)
+
+    train = command("train", "train on one frame and export the model")
+    train.add_argument("frame", metavar="SNAP.tif", help="the snapped frame, one plane")
+    train.add_argument("--method", choices=["lodestar"], default="lodestar")
+    train.add_argument(
+        "--box", nargs=4, type=int, metavar=("X", "Y", "W", "H"),
+        help="the one particle to learn, whole pixels: left column, top row, width, height (default: the whole image)",
+    )  # fmt: skip
+    train.add_argument("-o", "--output", metavar="MODEL.onnx", required=True)
+    train.add_argument("--seed", type=int, default=0, help="same seed, same model (default: %(default)s)")
+    train.add_argument("--steps", type=_count, help="gradient steps in place of the method's default")
+    train.add_argument(
+        "--pixel-size-um", type=_positive, metavar="P", help="edge of a pixel in the sample, micrometres"
+    )
+
+    for name, text in (
+        ("verify", "replay the self-test inside a model file"),
+        ("info", "show what a model file says of itself"),
+    ):
+        command(name, text).add_argument("model", metavar="MODEL.onnx")
+
+    detect = command("detect", "find the objects of images or stacks")
+    detect.add_argument("model", metavar="MODEL.onnx")
+    detect.add_argument("images", metavar="IMAGE", nargs="+", help="TIFF, NPY or PNG; a stack counts frame by frame")
+    detect.add_argument("-o", "--output", metavar="FILE", required=True, help="new .csv or .parquet file")
+    detect.add_argument("--overlay", metavar="FILE.png", help="also draw the first frame with its detections")
+
+    live = command("live", "watch positions on the live camera view")
+    log = command("log", "log positions to disk, headless")
+    for sub in (live, log):
+        sub.add_argument("model", metavar="MODEL.onnx")
+        sub.add_argument("--source", required=True, help=_SOURCE_HELP)
+        sub.add_argument("-o", "--output", metavar="RUN/", required=sub is log, help="new folder for the logged run")
+        limit = sub.add_mutually_exclusive_group()
+        limit.add_argument("--frames", type=_count, metavar="N", help="stop after so many frames")
+        limit.add_argument("--seconds", type=_positive, metavar="S", help="stop after this time")
+        sub.add_argument("--save-frames", action="store_true", help="save the analysed frames too (frames.tif)")
+        sub.add_argument(
+            "--mode", choices=["latest", "every"], default="latest" if sub is live else "every",
+            help="latest: the newest frame wins; every: frames queue up (default: %(default)s)",
+        )  # fmt: skip
+        sub.add_argument(
+            "--max-distance-px", type=_positive, metavar="D",
+            help="largest step of a particle from frame to frame (default: one object diameter)",
+        )  # fmt: skip
+        sub.add_argument("--max-gap-frames", type=int, default=3, help="frames a track may miss (default: %(default)s)")
+        sub.add_argument("--threads", type=_count, help="CPU threads for the model")
+    live.add_argument("--screenshot", metavar="FILE.png", help="save the window after 60 pictures and close it")
+    for sub in (detect, live, log):
+        sub.add_argument("--threshold", type=float, metavar="T", help="lowest score to report, 0 to 1")
+
+    recover = command("recover", "complete the account of a run that was cut off")
+    recover.add_argument("run", metavar="RUN/")
+
+    serve = command("serve", "publish frames over ZeroMQ")
+    serve.add_argument("source", metavar="SOURCE", help=_SOURCE_HELP)
+    serve.add_argument("--bind", default="tcp://127.0.0.1:5555", help="(default: %(default)s; port 0 picks a free one)")
+    serve.add_argument("--wait", action="store_true", help="start with the first subscriber, so that it misses nothing")
+    serve.add_argument("--frames", type=_count, metavar="N")
+    serve.add_argument("--seconds", type=_positive, metavar="S")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return 0 for success, 2 for a wrong call, 1 for a failure explained in one sentence."""
+    try:
+        arguments = parser().parse_args(argv)
+    except SystemExit as exc:  # argparse has said what is wrong, or shown the help
+        return int(exc.code or 0)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    module_name, function = _COMMANDS[arguments.command]
+    try:
+        run = getattr(importlib.import_module(module_name), function)
+        run(arguments, Console(as_json=arguments.json))
+    except KeyboardInterrupt:
+        return _explain("stopped by the user", arguments)
+    except Exception as exc:
+        if os.environ.get("ONEFRAME_DEBUG"):
+            raise
+        return _explain(_sentence(exc), arguments)
+    return 0
+
+
+def _sentence(exc: Exception) -> str:
+    """Return the one sentence that explains a failure."""
+    if isinstance(exc, ModuleNotFoundError):
+        extra = _EXTRAS.get((exc.name or "").split(".")[0])
+        if extra is not None:
+            return f"this needs the package {exc.name}, which is not installed; run: pip install 'oneframe[{extra}]'"
+    if isinstance(exc, CommandError | ValueError | OSError) or type(exc).__module__.startswith("oneframe."):
+        return str(exc)
+    return f"unexpected {type(exc).__name__}: {exc}; set ONEFRAME_DEBUG=1 to see where, and please report it"
+
+
+def _explain(sentence: str, arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        Console(as_json=True).event(event="error", error=sentence)
+    print(f"oneframe {arguments.command}: {sentence}", file=sys.stderr)
+    return 1
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""`oneframe detect`, `log`, `live` and `recover`: a model at work."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oneframe.acquisition import BadFrameError, EndOfStream, Frame, FrameSource, open_source
+from oneframe.app.console import CommandError, Console
+from oneframe.app.frames import new_file
+from oneframe.runtime import Detections, OnnxModel, load_model
+from oneframe.runtime.account import Account, Status
+from oneframe.runtime.display import DisplaySink, start_viewer
+from oneframe.runtime.link import FrameLinker, LinkSettings
+from oneframe.runtime.pipeline import Ended, Pipeline
+from oneframe.runtime.record import RunRecord, complete_run, recover_run
+from oneframe.runtime.seams import Sink
+
+
+def detect(arguments: argparse.Namespace, console: Console) -> None:
+    """Find the objects of images and stacks and write one table."""
+    path = new_file(arguments.output, (".csv", ".parquet"))
+    overlay = None if arguments.overlay is None else new_file(arguments.overlay, (".png",))
+    model = load_model(arguments.model, threshold=arguments.threshold)
+    table = _Table(model)
+    bad: list[str] = []
+    for name in arguments.images:
+        with closing(open_source(name)) as source:
+            for frame, trouble in _each(source):
+                try:
+                    if frame is None:
+                        raise ValueError(trouble)
+                    detections = model.detect(frame.pixels)
+                except ValueError as exc:
+                    where = f"{name} frame {frame.index}" if frame is not None else name
+                    bad.append(f"{where}: {exc}")
+                    continue
+                table.add(name, frame, detections)
+                if overlay is not None:
+                    _draw(overlay, frame, detections, model)
+                    overlay = None
+                console.tick(
+                    lambda: f"{table.n_frames} frames, {table.n_rows} detections",
+                    event="progress",
+                    frames=table.n_frames,
+                    detections=table.n_rows,
+                )
+    table.write(path)
+    console.say(
+        f"{path}: {table.n_rows} detections in {table.n_frames} frames",
+        event="done",
+        file=str(path),
+        frames=table.n_frames,
+        detections=table.n_rows,
+        bad=bad,
+    )
+    if bad:
+        raise CommandError(f"{len(bad)} frames could not be used, the others are in {path}; the first: {bad[0]}")
+
+
+def _each(source: FrameSource) -> Iterator[tuple[Frame | None, str]]:
+    """Yield every frame, or for one that cannot be used the reason."""
+    while True:
+        try:
+            frame = source.read(1.0)
+        except EndOfStream:
+            return
+        except BadFrameError as exc:
+            yield None, exc.reason
+            continue
+        if frame is not None:
+            yield frame, ""
+
+
+class _Table:
+    """Detections of many images on their way to one file."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._model = model
+        self._columns: dict[str, list[Any]] = {}
+        self.n_frames = 0
+        self.n_rows = 0
+
+    def add(self, name: str, frame: Frame, detections: Detections) -> None:
+        n = len(detections)
+        self.n_frames += 1
+        self.n_rows += n
+        columns: dict[str, Any] = {"image": [name] * n, "frame": [frame.index] * n, **detections.columns()}
+        pixel_size_um = frame.pixel_size_um or self._model.card.pixel_size_um
+        size = np.nan if pixel_size_um is None else pixel_size_um
+        columns |= {"y_um": detections.y_px * size, "x_um": detections.x_px * size}
+        for key, values in columns.items():
+            self._columns.setdefault(key, []).extend(values)
+
+    def write(self, path: Path) -> None:
+        columns = self._columns or {key: [] for key in ("image", "frame", *self._model.card.columns)}
+        if path.suffix == ".parquet":
+            _write_parquet(path, columns)
+            return
+        with path.open("x", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(columns)
+            rows.writerows(zip(*([_text(value) for value in values] for values in columns.values()), strict=True))
+
+
+def _text(value: Any) -> Any:
+    """Write floats to 1e-5, NaN as an empty cell."""
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else f"{value:.5f}"
+    return value
+
+
+def _write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError as exc:
+        raise CommandError(
+            "a .parquet file needs the package pyarrow; run: pip install pyarrow, or write .csv"
+        ) from exc
+    parquet.write_table(pyarrow.table(columns), path)
+
+
+def _draw(path: Path, frame: Frame, detections: Detections, model: OnnxModel) -> None:
+    from oneframe.runtime.overlay import draw_overlay, write_png
+
+    write_png(path, draw_overlay(frame.pixels, detections, diameter_px=1.5 * model.card.object_diameter_px))
+
+
+def log(arguments: argparse.Namespace, console: Console) -> None:
+    """Run a model on a source without a window and write every frame's fate to a folder."""
+    model = load_model(arguments.model, threshold=arguments.threshold, threads=arguments.threads)
+    ended = run_pipeline(arguments, model, {}, console)
+    _report(ended, arguments, console)
+
+
+def live(arguments: argparse.Namespace, console: Console) -> None:
+    """Show positions on the live camera view; with an output folder also log them."""
+    screenshot = None if arguments.screenshot is None else new_file(arguments.screenshot, (".png",))
+    model = load_model(arguments.model, threshold=arguments.threshold, threads=arguments.threads)
+    status: list[Callable[[], Status]] = []
+    display = DisplaySink(status=lambda: status[0]())
+    viewer = start_viewer(
+        display.address,
+        title=f"{Path(arguments.model).name} on {arguments.source}",
+        diameter_px=1.5 * model.card.object_diameter_px,
+        screenshot=screenshot,
+        after_frames=60 if screenshot else None,
+        close_at_end=arguments.frames is not None or arguments.seconds is not None,
+    )
+    display.wait_for_view(30.0)
+
+    def watch(pipeline: Pipeline) -> None:
+        status.append(pipeline.status)
+        _when_closed(viewer, pipeline, keeps_on=arguments.output is not None)
+
+    ended = run_pipeline(arguments, model, {"view": display}, console, on_start=watch)
+    exit_code = viewer.wait()
+    _report(ended, arguments, console)
+    if exit_code != 0:
+        raise CommandError(f"the live view ended with code {exit_code}; try oneframe doctor, or log without a window")
+
+
+def _when_closed(viewer: subprocess.Popen[bytes], pipeline: Pipeline, *, keeps_on: bool) -> None:
+    """End the run when the user closes the window; when the window crashes, a logged run goes on."""
+
+    def wait() -> None:
+        if viewer.wait() == 0 or not keeps_on:
+            pipeline.stop("the window was closed")
+
+    threading.Thread(target=wait, daemon=True, name="oneframe-viewer").start()
+
+
+def run_pipeline(
+    arguments: argparse.Namespace,
+    model: OnnxModel,
+    sinks: dict[str, Sink],
+    console: Console,
+    *,
+    on_start: Callable[[Pipeline], None] = lambda _: None,
+) -> Ended:
+    """Build the pipeline that the arguments ask for, run it, and complete the run's folder."""
+    max_distance_px = arguments.max_distance_px or model.card.object_diameter_px
+    linking = LinkSettings(max_distance_px=max_distance_px, max_gap_frames=arguments.max_gap_frames)
+    source = open_source(arguments.source)
+    folder = None if arguments.output is None else Path(arguments.output)
+    if folder is not None:
+        settings = {
+            "model": arguments.model,
+            "model_sha256": hashlib.sha256(Path(arguments.model).read_bytes()).hexdigest(),
+            "threshold": model.threshold,
+            "mode": arguments.mode,
+            "max_distance_px": max_distance_px,
+            "max_gap_frames": arguments.max_gap_frames,
+        }
+        record = RunRecord(
+            folder, card=model.card, source=source.info, settings=settings, save_frames=arguments.save_frames
+        )
+        sinks = {"record": record, **sinks}
+    sinks = {"console": _ConsoleSink(console), **sinks}
+    pipeline = Pipeline(
+        source, model, FrameLinker(linking), sinks, mode=arguments.mode, essential=frozenset({"record"})
+    )
+    sinks["console"].status = pipeline.status  # type: ignore[attr-defined]
+    on_start(pipeline)
+    previous = {number: signal.signal(number, lambda *_: pipeline.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ended = pipeline.run(n_frames=arguments.frames, seconds=arguments.seconds)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if folder is not None:
+        complete_run(folder, ended.account, ended.reason, published=ended.published)
+    return ended
+
+
+class _ConsoleSink:
+    """A line now and then: how the run is doing."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.status: Callable[[], Status] | None = None
+
+    def write(self, _analysed: object) -> None:
+        self._tick()
+
+    def skip(self, _missed: object) -> None:
+        self._tick()
+
+    def close(self) -> None:
+        pass
+
+    def _tick(self) -> None:
+        if self.status is None or not self._console.due():
+            return
+        now = self.status()
+        facts = {name: getattr(now, name) for name in now.__slots__}
+        self._console.tick(lambda: status_line(now), event="progress", **facts)
+
+
+def status_line(now: Status) -> str:
+    """Return the status as one line."""
+    return (
+        f"camera {now.camera_fps:.1f} fps, analysed {now.inference_fps:.1f} fps, age p50 {now.age_p50_ms:.0f} / "
+        f"p99 {now.age_p99_ms:.0f} ms, seen {now.seen}, skipped {now.skipped}, failed {now.failed}, lost {now.lost}, "
+        f"objects {now.n_detections}"
+    )
+
+
+def _report(ended: Ended, arguments: argparse.Namespace, console: Console) -> None:
+    """Print the account; a source or a record that broke down is a failure."""
+    where = f"{arguments.output}: " if arguments.output else ""
+    console.say(
+        f"{where}{account_line(ended.account)}; {ended.reason}",
+        event="done",
+        run=arguments.output,
+        reason=ended.reason,
+        published=ended.published,
+        **ended.account.to_dict(),
+    )
+    if ended.failed:
+        raise CommandError(ended.reason)
+    if ended.account.seen and not ended.account.analysed:
+        reasons = "; ".join(ended.account.reasons)
+        raise CommandError(f"none of the {ended.account.seen} frames could be analysed: {reasons}")
+
+
+def account_line(account: Account) -> str:
+    """Return the account as one line, reasons included."""
+    text = (
+        f"{account.seen} frames seen = {account.analysed} analysed + {account.skipped} skipped + "
+        f"{account.failed} failed; {account.lost_before} lost before they came here"
+    )
+    if account.before_start:
+        text += f", {account.before_start} made before this run joined"
+    if account.reasons:
+        text += " (" + ", ".join(f"{reason}: {n}" for reason, n in account.reasons.items()) + ")"
+    return text
+
+
+def recover(arguments: argparse.Namespace, console: Console) -> None:
+    """Complete the account of a run that was cut off."""
+    account = recover_run(Path(arguments.run))
+    console.say(f"{arguments.run}: {account_line(account)}", event="done", run=arguments.run, **account.to_dict())

@@ -1,0 +1,429 @@
+"""The live loop: source thread, latest-frame slot or bounded queue, inference, linking, sinks that never block it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from oneframe.acquisition import BadFrameError, EndOfStream, Frame, FrameSource, SourceError
+from oneframe.runtime.account import Account, Status
+from oneframe.runtime.seams import Analysed, Linker, Missed, Model, Sink
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["latest", "every"]
+
+_WINDOW_S = 3.0
+"""Rates and ages of the status are taken over this time."""
+_QUEUED_BYTES = 256 * 2**20
+"""Pixels that may wait for the model, and again for each sink, bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended."""
+
+    reason: str
+    failed: bool
+    """True if the source or a sink the run depends on broke down."""
+    account: Account
+    published: int | None
+    """Frames the source made in all, where it told."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Arrival:
+    """A frame and when it reached this process (monotonic clock)."""
+
+    frame: Frame
+    arrived_s: float
+
+
+class Pipeline:
+    """Runs one source through one model into sinks, and accounts for every frame.
+
+    Parameters
+    ----------
+    source : FrameSource
+        Read by a thread of its own and closed by it.
+    model, linker
+        Called by the thread that calls `run`.
+    sinks : mapping of name to Sink
+        Each is called by a thread of its own; when one is slower than the frames of a live source, its results are
+        dropped and counted, and nobody waits.
+    mode : "latest" or "every"
+        latest: the newest frame wins, older ones that were not reached are skipped. every: frames queue up, and only
+        when the queue is full (a live source) is one skipped; a source that can wait waits.
+    essential : names of sinks
+        If one of these breaks down the run ends; the others are left out from then on.
+    queue_frames : int
+        Frames that may wait for the model in mode "every".
+    """
+
+    def __init__(
+        self,
+        source: FrameSource,
+        model: Model,
+        linker: Linker,
+        sinks: Mapping[str, Sink],
+        *,
+        mode: Mode = "every",
+        essential: frozenset[str] = frozenset(),
+        queue_frames: int = 256,
+    ) -> None:
+        self._source = source
+        self._model = model
+        self._linker = linker
+        self._live = source.info.live
+        self._inbox = _Inbox(1 if mode == "latest" else queue_frames, newest_wins=mode == "latest", wait=not self._live)
+        self._books = _Books(live=self._live)
+        self._sinks = {
+            name: _SinkThread(name, sink, wait=not self._live, essential=name in essential)
+            for name, sink in sinks.items()
+        }
+        self._stop = threading.Event()
+        self._stop_reason = ""
+        self._source_end: tuple[str, bool] | None = None
+
+    def run(self, *, n_frames: int | None = None, seconds: float | None = None) -> Ended:
+        """Run until the source ends, `n_frames` were seen, `seconds` passed, `stop` was called or a part failed."""
+        reader = threading.Thread(target=self._read, args=(n_frames,), name="oneframe-source")
+        for sink in self._sinks.values():
+            sink.start()
+        reader.start()
+        deadline_s = None if seconds is None else time.monotonic() + seconds
+        try:
+            while (reason := self._why_to_stop(deadline_s)) is None:
+                arrival = self._inbox.take(0.05)
+                if arrival is not None:
+                    self._analyse(arrival)
+        finally:
+            self._stop.set()
+            self._inbox.close()
+            reader.join()
+            for left in self._inbox.remaining():
+                self._miss(Missed("skipped", left.frame.index, 1, left.frame.time_s, "the run stopped"))
+            for sink in self._sinks.values():
+                sink.finish()
+        broken = [s for s in self._sinks.values() if s.essential and s.error is not None]
+        if broken and not reason[1]:
+            reason = (f"{broken[0].name} failed: {broken[0].error}", True)
+        return Ended(*reason, self._books.account(), self._books.published)
+
+    def stop(self, reason: str = "stopped by the user") -> None:
+        """Ask the run to end; may be called from any thread and from a signal handler."""
+        self._stop_reason = reason
+        self._stop.set()
+
+    def status(self) -> Status:
+        """Return how the run is doing; may be called from any thread."""
+        return self._books.status(
+            sink_backlog=sum(s.backlog() for s in self._sinks.values()),
+            sink_dropped=sum(s.dropped for s in self._sinks.values()),
+        )
+
+    def sink_drops(self) -> dict[str, int]:
+        """Return per sink how many results it was too slow or too broken to take."""
+        return {name: sink.dropped for name, sink in self._sinks.items() if sink.dropped}
+
+    def _why_to_stop(self, deadline_s: float | None) -> tuple[str, bool] | None:
+        for sink in self._sinks.values():
+            if sink.essential and sink.error is not None:
+                return f"{sink.name} failed: {sink.error}", True
+        if self._stop.is_set():
+            return self._stop_reason, False
+        if deadline_s is not None and time.monotonic() >= deadline_s:
+            return "the time asked for was over", False
+        source_end = self._source_end  # read before looking into the inbox: the source thread sets it last
+        return source_end if self._inbox.is_empty() else None
+
+    def _analyse(self, arrival: _Arrival) -> None:
+        frame = arrival.frame
+        start_s = time.perf_counter()
+        try:
+            detections = self._model.detect(frame.pixels)
+            inference_s = time.perf_counter() - start_s
+            tracks = self._linker.link(detections, frame.index)
+        except Exception as exc:  # one bad frame must not end a run of a night
+            reason = str(exc) if isinstance(exc, ValueError) else f"{type(exc).__name__}: {exc}"
+            self._miss(Missed("failed", frame.index, 1, frame.time_s, reason))
+            return
+        age_s = time.time() - frame.time_s if self._live else time.monotonic() - arrival.arrived_s
+        self._books.analysed(age_s, len(tracks))
+        analysed = Analysed(frame, tracks, age_s, inference_s)
+        for sink in self._sinks.values():
+            sink.put(analysed, frame.pixels.nbytes)
+
+    def _miss(self, missed: Missed) -> None:
+        if self._books.missed(missed) and missed.kind != "skipped":
+            logger.warning("frame %s %s: %s", missed.index, missed.kind, missed.reason)
+        for sink in self._sinks.values():
+            sink.put(missed, 0)
+
+    def _read(self, n_frames: int | None) -> None:
+        """Read until the source ends or the run does; the body of the source thread."""
+        try:
+            while not self._stop.is_set():
+                if n_frames is not None and self._books.seen >= n_frames:
+                    self._source_end = (f"{n_frames} frames were seen", False)
+                    return
+                self._read_one()
+        except EndOfStream as end:
+            if end.n_frames is not None:
+                self._lose(self._books.ended_after(end.n_frames), "the stream ended before they came")
+            self._source_end = (end.reason, False)
+        except SourceError as exc:
+            self._source_end = (str(exc), True)
+        except Exception as exc:  # a driver's own exception ends the run with its name, never the process
+            logger.exception("the source failed")
+            self._source_end = (f"the source failed with {type(exc).__name__}: {exc}", True)
+        finally:
+            self._source.close()
+
+    def _read_one(self) -> None:
+        try:
+            frame = self._source.read(0.1)
+        except BadFrameError as bad:
+            self._lose(self._books.arrived(bad.index), "a gap in the source's numbers")
+            self._miss(Missed("failed", bad.index, 1, time.time(), bad.reason))
+            return
+        if frame is None:
+            return
+        self._lose(self._books.arrived(frame.index), "a gap in the source's numbers")
+        rejected = self._inbox.put(_Arrival(frame, time.monotonic()), self._stop)
+        if rejected is not None:
+            self._miss(Missed("skipped", rejected.frame.index, 1, rejected.frame.time_s, self._inbox.why_skipped))
+
+    def _lose(self, gap: tuple[int, int], reason: str) -> None:
+        first, n_lost = gap
+        if n_lost:
+            self._miss(Missed("lost", first, n_lost, time.time(), reason))
+
+
+class _Inbox:
+    """Frames on their way from the source thread to the model: a slot or a bounded queue."""
+
+    def __init__(self, capacity: int, *, newest_wins: bool, wait: bool) -> None:
+        self._frames: deque[_Arrival] = deque()
+        self._capacity = capacity
+        self._newest_wins = newest_wins
+        self._wait = wait
+        self._changed = threading.Condition()
+        self._closed = False
+        self.why_skipped = "a newer frame came first" if newest_wins else "the queue for the model was full"
+
+    def put(self, arrival: _Arrival, stop: threading.Event) -> _Arrival | None:
+        """Add a frame; return the one that has to go for it, if any."""
+        with self._changed:
+            capacity = min(self._capacity, max(1, _QUEUED_BYTES // max(1, arrival.frame.pixels.nbytes)))
+            while self._wait and len(self._frames) >= capacity and not (self._closed or stop.is_set()):
+                self._changed.wait(0.1)
+            rejected = None
+            if len(self._frames) >= capacity:
+                if not self._newest_wins:
+                    return arrival
+                rejected = self._frames.popleft()
+            self._frames.append(arrival)
+            self._changed.notify_all()
+            return rejected
+
+    def take(self, timeout_s: float) -> _Arrival | None:
+        """Return the next frame, or None if none came in time."""
+        with self._changed:
+            if not self._frames:
+                self._changed.wait(timeout_s)
+            arrival = self._frames.popleft() if self._frames else None
+            self._changed.notify_all()
+            return arrival
+
+    def is_empty(self) -> bool:
+        with self._changed:
+            return not self._frames
+
+    def close(self) -> None:
+        """Let a waiting source thread go."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def remaining(self) -> list[_Arrival]:
+        with self._changed:
+            left_over = list(self._frames)
+            self._frames.clear()
+            return left_over
+
+
+class _Books:
+    """Counts what became of the frames; one lock, a few operations a frame."""
+
+    def __init__(self, *, live: bool) -> None:
+        self._lock = threading.Lock()
+        self._live = live
+        self._counts: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._last_index: int | None = None
+        self._unnumbered = 0  # bad messages without a number since the last numbered one
+        self._before_start = 0
+        self._made: deque[tuple[float, int]] = deque()  # (time, frames made by the source)
+        self._results: deque[tuple[float, float]] = deque()  # (time, age)
+        self._n_detections = 0
+        self.published: int | None = None
+
+    @property
+    def seen(self) -> int:
+        return self._counts["seen"]
+
+    def arrived(self, index: int | None) -> tuple[int, int]:
+        """Count a frame that reached us; return the first number and the count of those lost just before it."""
+        with self._lock:
+            self._counts["seen"] += 1
+            first, n_lost = 0, 0
+            if index is None:
+                self._unnumbered += 1
+            else:
+                if self._last_index is None:
+                    self._before_start = index if self._live else 0
+                else:
+                    first = self._last_index + 1
+                    n_lost = max(0, index - first - self._unnumbered)
+                self._last_index, self._unnumbered = index, 0
+            self._note(self._made, (time.monotonic(), 1 + n_lost))
+            return first, n_lost
+
+    def ended_after(self, n_made: int) -> tuple[int, int]:
+        """Learn that the source made `n_made` frames; return first number and count of those lost at the end."""
+        with self._lock:
+            self.published = n_made
+            if self._last_index is None:
+                self._before_start = n_made if self._live else 0
+                return 0, 0
+            first = self._last_index + 1
+            return first, max(0, n_made - first - self._unnumbered)
+
+    def analysed(self, age_s: float, n_detections: int) -> None:
+        with self._lock:
+            self._counts["analysed"] += 1
+            self._n_detections = n_detections
+            self._note(self._results, (time.monotonic(), age_s))
+
+    def missed(self, missed: Missed) -> bool:
+        """Count frames that were not analysed; return whether the reason is new."""
+        with self._lock:
+            is_new = missed.reason not in self._reasons
+            self._counts[missed.kind] += missed.n_frames
+            self._reasons[missed.reason] += missed.n_frames
+            return is_new
+
+    def account(self) -> Account:
+        with self._lock:
+            counts = self._counts
+            reasons = dict(self._reasons)
+            return Account(
+                counts["seen"], counts["analysed"], counts["skipped"], counts["failed"], counts["lost"],
+                self._before_start, reasons,
+            )  # fmt: skip
+
+    def status(self, *, sink_backlog: int, sink_dropped: int) -> Status:
+        with self._lock:
+            now_s = time.monotonic()
+            ages_ms = [1e3 * age_s for time_s, age_s in self._results if now_s - time_s <= _WINDOW_S]
+            made = [n for time_s, n in self._made if now_s - time_s <= _WINDOW_S]
+            since_s = min(_WINDOW_S, now_s - self._made[0][0]) if self._made else 0.0
+            p50_ms, p99_ms = np.percentile(ages_ms, [50, 99]) if ages_ms else (float("nan"), float("nan"))
+            return Status(
+                camera_fps=sum(made) / since_s if since_s else 0.0,
+                inference_fps=len(ages_ms) / since_s if since_s else 0.0,
+                age_p50_ms=float(p50_ms),
+                age_p99_ms=float(p99_ms),
+                seen=self._counts["seen"],
+                analysed=self._counts["analysed"],
+                skipped=self._counts["skipped"],
+                failed=self._counts["failed"],
+                lost=self._counts["lost"],
+                n_detections=self._n_detections,
+                sink_backlog=sink_backlog,
+                sink_dropped=sink_dropped,
+            )
+
+    @staticmethod
+    def _note(window: deque[tuple[float, int]] | deque[tuple[float, float]], entry: tuple[float, float]) -> None:
+        """Append, and forget what is older than two windows."""
+        window.append(entry)  # type: ignore[arg-type]
+        while window[0][0] < entry[0] - 2 * _WINDOW_S:
+            window.popleft()
+
+
+class _SinkThread:
+    """Calls one sink from a thread of its own, behind a bounded queue."""
+
+    def __init__(self, name: str, sink: Sink, *, wait: bool, essential: bool) -> None:
+        self.name = name
+        self.essential = essential
+        self.dropped = 0
+        self.error: Exception | None = None
+        self._sink = sink
+        self._wait = wait
+        self._queue: queue.Queue[Analysed | Missed | None] = queue.Queue(maxsize=10_000)
+        self._queued_bytes = 0
+        self._lock = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name=f"oneframe-{name}")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, entry: Analysed | Missed, n_bytes: int) -> None:
+        """Queue an entry, or drop and count it."""
+        with self._lock:
+            while self._wait and self.error is None and self._is_full(n_bytes):
+                self._lock.wait(0.1)
+            if self.error is not None or self._is_full(n_bytes):
+                self.dropped += 1
+                return
+            self._queued_bytes += n_bytes
+            self._queue.put_nowait(entry)
+
+    def backlog(self) -> int:
+        return self._queue.qsize()
+
+    def finish(self) -> None:
+        """Write what is queued, close the sink, join the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _is_full(self, n_bytes: int) -> bool:
+        waiting = self._queue.qsize()
+        return waiting >= 10_000 - 1 or (waiting > 8 and self._queued_bytes + n_bytes > _QUEUED_BYTES)
+
+    def _work(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            if self.error is None:
+                self._call(partial(self._hand_over, entry))
+            else:
+                self.dropped += 1
+            with self._lock:
+                self._queued_bytes -= entry.frame.pixels.nbytes if isinstance(entry, Analysed) else 0
+                self._lock.notify_all()
+        self._call(self._sink.close)
+
+    def _hand_over(self, entry: Analysed | Missed) -> None:
+        if isinstance(entry, Analysed):
+            self._sink.write(entry)
+        else:
+            self._sink.skip(entry)
+
+    def _call(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as exc:  # a sink's trouble is its own
+            if self.error is None:
+                logger.error("%s failed: %s", self.name, exc)
+                self.error = exc
