@@ -62,8 +62,9 @@ def demo(arguments: argparse.Namespace, console: Console) -> None:
         f"recall {score.recall:.4f}   precision {score.precision:.4f}   RMSE {score.rmse_px:.4f} px per axis   "
         f"({score.n_true} true positions in {arguments.frames} frames)"
     )
+    took_s = time.monotonic() - start_s
     console.say(
-        f"look at {overlay_path}; positions in {run_path / 'detections.csv'}; {time.monotonic() - start_s:.0f} s",
+        f"look at {overlay_path}; positions in {run_path / 'detections.csv'}; {took_s:.0f} s in all",
         event="done",
         recall=score.recall,
         precision=score.precision,

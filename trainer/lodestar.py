@@ -189,9 +189,11 @@ class LodestarGraph(nn.Module):
         y, x = self._local_average(grid, row, column)
         peak_score = score[row, column]
         keep = self._is_best_near(score, y, x, peak_score)
-        y, x, peak_score = y[keep], x[keep], peak_score[keep]
         centre_px = (self.pooling - 1) / 2  # where the centre of a pooled pixel lies in the camera's pixels
-        return y * self.pooling + centre_px, x * self.pooling + centre_px, peak_score
+        y, x = y * self.pooling + centre_px, x * self.pooling + centre_px
+        height, width = image.shape
+        keep = keep & (y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5)
+        return y[keep], x[keep], peak_score[keep]
 
     def predict(self, image: Tensor) -> Tensor:
         """Return the grid (3, h, w) of a frame; every pixel is in a cell, also for odd sizes."""

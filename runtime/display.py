@@ -1,0 +1,551 @@
+"""What the live view shows, and its way there: `DisplaySink` publishes the newest picture, `PictureStream` takes it.
+
+The view runs in a process of its own, so that a crash of the window never costs a frame of the run. One message is
+
+    4 bytes, little endian   length of the header
+    header                   JSON, padded with spaces to a multiple of 8 bytes
+    pixels                   as the header's `dtype` and `shape` say
+    y_px, x_px, score        float32, `n` values each
+    track_id                 int64, `n` values
+
+and always a single part: only then may the reader let a newer picture replace the one it has not shown yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import math
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+from zmq.utils.monitor import recv_monitor_message
+
+from oneframe.acquisition import Frame
+from oneframe.runtime.account import Status
+from oneframe.runtime.seams import Analysed, Missed
+
+WIRE_VERSION = 1
+
+_WIRE_DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<f4")
+_COLUMNS = (("y_px", "<f4"), ("x_px", "<f4"), ("score", "<f4"), ("track_id", "<i8"))
+_MAX_HEADER_BYTES = 1 << 16
+_MAX_MESSAGE_BYTES = 1 << 27
+_MAX_SIDE_PX = 1 << 16
+_LINGER_MS = 500
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One frame as the live view shows it: thinned pixels, and positions in pixels of the camera.
+
+    Raises
+    ------
+    ValueError
+        If shapes or dtypes contradict one another.
+    """
+
+    pixels: NDArray[Any]
+    """(H, W), every `stride`-th row and column of the frame; 8 to 32 bit integers or float32."""
+    stride: int
+    """Pixel [j, i] of `pixels` is pixel [stride * j, stride * i] of the camera."""
+    frame_shape: tuple[int, int]
+    """Height and width of the frame in the camera's pixels."""
+    index: int
+    time_s: float
+    y_px: NDArray[np.float32]
+    """(N,), centre of the camera's pixel [0, 0] at 0."""
+    x_px: NDArray[np.float32]
+    score: NDArray[np.float32]
+    track_id: NDArray[np.int64]
+    levels: tuple[float, float]
+    """Pixel values to show as black and white."""
+    status: Status
+    pixel_size_um: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 2 or self.pixels.dtype.str not in _WIRE_DTYPES:
+            raise ValueError(
+                f"a picture has (H, W) pixels of {', '.join(_WIRE_DTYPES)}, "
+                f"got {self.pixels.dtype.str} of shape {self.pixels.shape}; make it with `picture_of`"
+            )
+        if self.stride < 1 or self.pixels.shape != tuple(-(-side // self.stride) for side in self.frame_shape):
+            raise ValueError(
+                f"a frame of {self.frame_shape} with stride {self.stride} does not give {self.pixels.shape} pixels"
+            )
+        n_rows = self.y_px.shape
+        for name, dtype in _COLUMNS:
+            column = getattr(self, name)
+            if column.ndim != 1 or column.shape != n_rows or column.dtype.str != dtype:
+                raise ValueError(
+                    f"column {name} must be {dtype} of shape {n_rows}, got {column.dtype.str} of shape {column.shape}"
+                )
+        if not (all(map(math.isfinite, self.levels)) and self.levels[0] < self.levels[1]):
+            raise ValueError(f"levels must be two finite values, the lower one first, got {self.levels}")
+
+    def __len__(self) -> int:
+        return int(self.y_px.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What is told without a picture: how the pipeline is doing, or that it ended."""
+
+    kind: Literal["status", "end"]
+    status: Status
+
+
+def contrast_levels(pixels: NDArray[Any]) -> tuple[float, float]:
+    """Return the values to show as black and white: percentiles 0.1 and 99.9.
+
+    Parameters
+    ----------
+    pixels : (H, W) array
+        Values that are not finite do not count. From 256 x 256 pixels on, one in 16 is looked at.
+
+    Returns
+    -------
+    (float, float)
+        Finite, the first below the second; an even image gives its value and that value + 1.
+    """
+    if pixels.size >= 256 * 256:
+        pixels = pixels[::4, ::4]
+    finite = pixels[np.isfinite(pixels)] if pixels.dtype.kind == "f" else pixels
+    if finite.size == 0:
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(finite, (0.1, 99.9)))
+    return (low, high) if high > low else (low, max(low + 1.0, math.nextafter(low, math.inf)))
+
+
+def picture_of(
+    analysed: Analysed, *, status: Status, max_side_px: int = 1024, levels: tuple[float, float] | None = None
+) -> Picture:
+    """Make the picture of an analysed frame.
+
+    Parameters
+    ----------
+    analysed : Analysed
+        Of a (C, H, W) frame, channel 0 is shown.
+    status : Status
+        How the pipeline is doing.
+    max_side_px : int
+        The frame is thinned by a whole stride until no side is longer.
+    levels : (float, float) or None
+        Values to show as black and white; None measures them.
+    """
+    frame, detections = analysed.frame, analysed.tracks.detections
+    pixels, stride = _thinned(frame, max_side_px)
+    return Picture(
+        pixels=pixels,
+        stride=stride,
+        frame_shape=(frame.height, frame.width),
+        index=frame.index,
+        time_s=frame.time_s,
+        y_px=detections.y_px,
+        x_px=detections.x_px,
+        score=detections.score,
+        track_id=analysed.tracks.track_id,
+        levels=contrast_levels(pixels) if levels is None else levels,
+        status=status,
+        pixel_size_um=frame.pixel_size_um,
+    )
+
+
+def _thinned(frame: Frame, max_side_px: int) -> tuple[NDArray[Any], int]:
+    """Return (H, W) pixels that can be sent, no side above `max_side_px`, and their stride."""
+    plane = frame.pixels if frame.pixels.ndim == 2 else frame.pixels[0]
+    stride = -(-max(plane.shape) // max_side_px)
+    little_endian = plane.dtype.newbyteorder("<")
+    dtype = little_endian if little_endian.str in _WIRE_DTYPES else np.dtype("<f4")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(plane[::stride, ::stride], dtype=dtype), stride
+
+
+def encode_picture(picture: Picture) -> bytes:
+    """Return the message that carries a picture."""
+    header = {
+        "kind": "picture",
+        "version": WIRE_VERSION,
+        "shape": picture.pixels.shape,
+        "dtype": picture.pixels.dtype.str,
+        "stride": picture.stride,
+        "frame_shape": picture.frame_shape,
+        "index": picture.index,
+        "time_s": picture.time_s,
+        "pixel_size_um": picture.pixel_size_um,
+        "levels": picture.levels,
+        "status": _status_values(picture.status),
+        "n": len(picture),
+        "columns": _COLUMNS,
+    }
+    columns = [np.ascontiguousarray(getattr(picture, name)).data for name, _ in _COLUMNS]
+    return b"".join([_header_bytes(header), np.ascontiguousarray(picture.pixels).data, *columns])
+
+
+def encode_notice(notice: Notice) -> bytes:
+    """Return the message that carries a notice."""
+    return _header_bytes({"kind": notice.kind, "version": WIRE_VERSION, "status": _status_values(notice.status)})
+
+
+def _header_bytes(header: dict[str, Any]) -> bytes:
+    text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode("ascii")
+    text += b" " * (-(len(text) + 4) % 8)
+    return struct.pack("<I", len(text)) + text
+
+
+def _status_values(status: Status) -> dict[str, float | None]:
+    """Return the status as JSON values; what is not finite becomes None."""
+    return {name: value if math.isfinite(value) else None for name, value in asdict(status).items()}
+
+
+def decode_picture(message: bytes) -> Picture:
+    """Read the message of a picture.
+
+    Raises
+    ------
+    ValueError
+        If the message is anything else, or contradicts itself.
+    """
+    decoded = decode_message(message)
+    if not isinstance(decoded, Picture):
+        raise ValueError(f"expected a picture, got the notice {decoded.kind!r}; read it with `decode_message`")
+    return decoded
+
+
+def decode_message(message: bytes) -> Picture | Notice:
+    """Read a message of `DisplaySink`; nothing in it is trusted.
+
+    Raises
+    ------
+    ValueError
+        If the message is none, or contradicts itself.
+    """
+    header, offset = _read_header(message)
+    try:
+        if header["version"] != WIRE_VERSION:
+            raise ValueError(f"wire version {header['version']!r}, this oneframe reads {WIRE_VERSION}")
+        kind, status = header["kind"], _read_status(header["status"])
+        if kind == "picture":
+            return _read_picture(header, status, message, offset)
+        if kind not in ("status", "end"):
+            raise ValueError(f"unknown kind {kind!r}")
+        if len(message) != offset:
+            raise ValueError(f"{len(message) - offset} bytes too many")
+    except (ValueError, KeyError, TypeError, OverflowError) as exc:
+        raise ValueError(
+            f"expected a message of a oneframe live view, got a damaged one ({exc}); check the address and that both "
+            "ends run the same oneframe"
+        ) from exc
+    return Notice(kind, status)
+
+
+def _read_header(message: bytes) -> tuple[dict[str, Any], int]:
+    """Return the header and where the pixels begin."""
+    length = struct.unpack_from("<I", message)[0] if len(message) >= 4 else 0
+    try:
+        if not 2 <= length <= min(_MAX_HEADER_BYTES, len(message) - 4):
+            raise ValueError(f"header of {length} bytes in a message of {len(message)}")
+        header = json.loads(message[4 : 4 + length].decode("ascii"), parse_constant=_refuse_constant)
+        if not isinstance(header, dict):
+            raise ValueError("the header is no JSON object")
+    except (ValueError, RecursionError) as exc:
+        raise ValueError(
+            f"expected a message of a oneframe live view, got something else ({exc}); check the address"
+        ) from exc
+    return header, 4 + length
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _read_status(values: Any) -> Status:
+    known = {field.name: _number_or_nan if "float" in str(field.type) else _count for field in fields(Status)}
+    if not isinstance(values, dict) or values.keys() != known.keys():
+        raise ValueError(f"status {values!r}")
+    read_values: dict[str, Any] = {name: read(values[name], name) for name, read in known.items()}
+    return Status(**read_values)
+
+
+def _number_or_nan(value: Any, name: str) -> float:
+    return math.nan if value is None else _number(value, name)
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _count(value: Any, name: str, lowest: int = 0, highest: int = 1 << 62) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+        raise ValueError(f"{name} must be a whole number from {lowest} to {highest}, got {value!r}")
+    return value
+
+
+def _read_picture(header: dict[str, Any], status: Status, message: bytes, offset: int) -> Picture:
+    height, width = (_count(side, "shape", 1, _MAX_SIDE_PX) for side in header["shape"])
+    frame_height, frame_width = (_count(side, "frame_shape", 1, _MAX_SIDE_PX) for side in header["frame_shape"])
+    if header["dtype"] not in _WIRE_DTYPES:
+        raise ValueError(f"dtype {header['dtype']!r}")
+    if header["columns"] != [list(column) for column in _COLUMNS]:
+        raise ValueError(f"columns {header['columns']!r}")
+    n_rows = _count(header["n"], "n", 0, _MAX_MESSAGE_BYTES)
+    pixel_dtype = np.dtype(header["dtype"])
+    column_bytes = [n_rows * np.dtype(dtype).itemsize for _, dtype in _COLUMNS]
+    expected = offset + height * width * pixel_dtype.itemsize + sum(column_bytes)
+    if len(message) != expected:
+        raise ValueError(f"{len(message)} bytes, the header tells of {expected}")
+
+    pixels = np.frombuffer(message, pixel_dtype, height * width, offset).reshape(height, width)
+    offset += pixels.nbytes
+    columns: dict[str, Any] = {}
+    for (name, dtype), n_bytes in zip(_COLUMNS, column_bytes, strict=True):
+        columns[name] = np.frombuffer(message, dtype, n_rows, offset).copy()  # copied: it may not be aligned
+        offset += n_bytes
+    low, high = (_number(level, "levels") for level in header["levels"])
+    pixel_size_um = None if header["pixel_size_um"] is None else _number(header["pixel_size_um"], "pixel_size_um")
+    if pixel_size_um is not None and pixel_size_um <= 0:
+        raise ValueError(f"pixel_size_um must be above 0, got {pixel_size_um}")
+    return Picture(
+        pixels=pixels,
+        stride=_count(header["stride"], "stride", 1, _MAX_SIDE_PX),
+        frame_shape=(frame_height, frame_width),
+        index=_count(header["index"], "index"),
+        time_s=_number(header["time_s"], "time_s"),
+        levels=(low, high),
+        status=status,
+        pixel_size_um=pixel_size_um,
+        **columns,
+    )
+
+
+class DisplaySink:
+    """A `Sink` that publishes the newest picture for live views, and never waits for one.
+
+    Frames that come faster than `max_fps`, or while no view is connected, are not shown; that is no loss and is not
+    counted as one.
+
+    Parameters
+    ----------
+    bind : str
+        ZeroMQ address to publish at; `*` as the port takes a free one, see `address`.
+    status : () -> Status
+        How the pipeline is doing; called once per published message.
+    max_fps : float
+        Most pictures per second.
+    max_side_px : int
+        Longest side of a published picture; larger frames are thinned.
+
+    Raises
+    ------
+    OSError
+        If the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        bind: str = "tcp://127.0.0.1:*",
+        *,
+        status: Callable[[], Status],
+        max_fps: float = 30.0,
+        max_side_px: int = 1024,
+    ) -> None:
+        if not (max_fps > 0 and 1 <= max_side_px <= 4096):
+            raise ValueError(
+                f"expected max_fps above 0 and max_side_px from 1 to 4096, got {max_fps} and {max_side_px}"
+            )
+        self._status = status
+        self._period_s = 1.0 / max_fps
+        self._max_side_px = max_side_px
+        self._due_s = -math.inf
+        self._published_s = -math.inf
+        self._levels = (0.0, 1.0)
+        self._levels_s = -math.inf
+        self._viewed = False
+        self.n_published = 0
+        """Pictures handed to the socket so far."""
+        self._context = zmq.Context()
+        # XPUB publishes like PUB and also hears of subscribers: without one, nothing is encoded.
+        self._socket = self._context.socket(zmq.XPUB)
+        self._socket.setsockopt(zmq.SNDHWM, 2)
+        try:
+            self._socket.bind(bind)
+        except zmq.ZMQError as exc:
+            self._context.destroy(linger=0)
+            raise OSError(
+                f"cannot publish the live view at {bind}: {exc}; choose another port, or * for a free one"
+            ) from exc
+        self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        """Where a view connects to."""
+
+    def wait_for_view(self, timeout_s: float) -> bool:
+        """Return True as soon as a live view is connected, False if none is within `timeout_s` seconds."""
+        deadline_s = time.monotonic() + timeout_s
+        while not self._is_viewed():
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0 or not self._socket.poll(math.ceil(left_s * 1000)):
+                return self._is_viewed()
+        return True
+
+    def write(self, analysed: Analysed) -> None:
+        """Publish the frame, if one is due and somebody looks."""
+        now_s = time.monotonic()
+        if now_s < self._due_s:
+            return
+        self._due_s = max(self._due_s + self._period_s, now_s)
+        if not self._is_viewed():
+            return
+        picture = picture_of(
+            analysed,
+            status=self._status(),
+            max_side_px=self._max_side_px,
+            levels=self._levels if now_s - self._levels_s < 1.0 else None,
+        )
+        if picture.levels is not self._levels:
+            self._levels, self._levels_s = picture.levels, now_s
+        self._publish(encode_picture(picture))
+        self._published_s = now_s
+        self.n_published += 1
+
+    def skip(self, missed: Missed) -> None:
+        """Publish the counters once a second while there is no picture to carry them."""
+        now_s = time.monotonic()
+        if now_s - self._published_s >= 1.0 and self._is_viewed():
+            self._published_s = now_s
+            self._publish(encode_notice(Notice("status", self._status())))
+
+    def close(self) -> None:
+        """Tell the views that the run ended; takes a second at most. A second call does nothing."""
+        if self._socket.closed:
+            return
+        self._socket.setsockopt(zmq.XPUB_NODROP, 1)  # wait for room rather than lose the last word
+        self._socket.setsockopt(zmq.SNDTIMEO, _LINGER_MS)
+        with contextlib.suppress(zmq.Again):
+            self._socket.send(encode_notice(Notice("end", self._status())))
+        self._socket.close(linger=_LINGER_MS)
+        self._context.term()
+
+    def _is_viewed(self) -> bool:
+        """Read who came and went since the last call."""
+        while self._socket.poll(0, zmq.POLLIN):
+            self._viewed = self._socket.recv()[:1] == b"\x01"
+        return self._viewed
+
+    def _publish(self, message: bytes) -> None:
+        # XPUB drops a message for a subscriber that is full, so this returns at once.
+        self._socket.send(message, zmq.NOBLOCK, copy=False)
+
+
+class PictureStream:
+    """The newest message of a `DisplaySink`, read by one thread of another process.
+
+    Parameters
+    ----------
+    address : str
+        `DisplaySink.address`, such as `tcp://127.0.0.1:40123`; the sink may start later.
+
+    Raises
+    ------
+    OSError
+        If the address cannot be understood.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.CONFLATE, 1)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._connected = False
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as exc:
+            self.close()
+            raise OSError(f"expected an address like tcp://127.0.0.1:40123, got {address!r}: {exc}") from exc
+
+    def read(self, timeout_s: float) -> Picture | Notice | None:
+        """Return the newest message, or None if none came within `timeout_s` seconds; older ones are gone.
+
+        Raises
+        ------
+        ValueError
+            For one message that cannot be used; the next call goes on.
+        """
+        if not self._socket.poll(math.ceil(timeout_s * 1000)):
+            return None
+        return decode_message(self._socket.recv())
+
+    @property
+    def connected(self) -> bool:
+        """Whether the sink's process is there."""
+        while not self._socket.closed and self._monitor.poll(0):
+            self._connected = recv_monitor_message(self._monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        return self._connected
+
+    def close(self) -> None:
+        """Release the sockets; a second call does nothing."""
+        if not self._socket.closed:
+            self._socket.disable_monitor()
+            self._context.destroy(linger=0)
+
+
+def start_viewer(
+    address: str,
+    *,
+    title: str,
+    diameter_px: float,
+    screenshot: Path | None = None,
+    after_frames: int | None = None,
+    close_at_end: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Start a live view in a process of its own.
+
+    Parameters
+    ----------
+    address : str
+        `DisplaySink.address`.
+    title : str
+        What is looked at: model and source.
+    diameter_px : float
+        Diameter of the rings in pixels of the camera.
+    screenshot : Path or None
+        Write a PNG there and close, after `after_frames` pictures or at the end of the run.
+    after_frames : int or None
+        Pictures to show before the screenshot; None takes the first.
+    close_at_end : bool
+        Close the window when the run ends.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the packages of the live view are not installed.
+    """
+    for alternatives in (("pyqtgraph",), ("PySide6", "PyQt6")):
+        if not any(importlib.util.find_spec(name) for name in alternatives):
+            raise ModuleNotFoundError(
+                f"the live view needs the package {alternatives[0]}, which is not installed; "
+                "run: pip install 'oneframe[view]'",
+                name=alternatives[0],
+            )
+    command = [sys.executable, "-m", "oneframe.runtime.view", "--connect", address]
+    command += ["--title", title, "--diameter-px", str(diameter_px)]
+    if screenshot is not None:
+        command += ["--screenshot", str(screenshot)]
+    if after_frames is not None:
+        command += ["--after-frames", str(after_frames)]
+    if close_at_end:
+        command += ["--close-at-end"]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL)

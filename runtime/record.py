@@ -1,0 +1,535 @@
+"""The logged run: a folder that survives being killed at any moment.
+
+`run.json` is written first and completed last, `run.sqlite` is the record and can be read while the run goes on,
+`detections.csv` is made at the end, `frames.tif` and `labels.tif` hold one page a frame where frames are saved.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneframe.acquisition import Frame, SourceInfo
+from oneframe.runtime.account import Account
+from oneframe.runtime.card import ModelCard
+from oneframe.runtime.detections import COLUMNS, Detections
+from oneframe.runtime.seams import Analysed, Missed
+
+FORMAT = "oneframe run"
+FORMAT_VERSION = 1
+"""Raised when a reader of the old version would misread a new run."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS frames (
+    frame INTEGER,        -- number in the source; NULL for a message too bad to have one
+    status TEXT NOT NULL, -- analysed | skipped | failed
+    time_s REAL,          -- seconds since the Unix epoch
+    age_ms REAL,
+    inference_ms REAL,
+    n_detections INTEGER,
+    page INTEGER,         -- page of frames.tif, from 0
+    labels_page INTEGER,  -- page of labels.tif, from 0
+    reason TEXT,
+    metadata TEXT         -- JSON: what changed since the frames above; null: no longer told
+);
+CREATE TABLE IF NOT EXISTS detections ({detections});
+CREATE TABLE IF NOT EXISTS events (time_s REAL, kind TEXT NOT NULL, text TEXT, n_frames INTEGER, frame INTEGER);
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
+"""
+
+
+class RunFolderError(Exception):
+    """A run folder that cannot be made, read or recovered; the text says what to do."""
+
+
+class RunRecord:
+    """The `Sink` that writes a run to a folder; every call is committed before it returns.
+
+    Made in one thread, `write`, `skip` and `close` may be called in another. Errors of the disk are raised as they
+    come (`sqlite3.OperationalError`, `OSError`); what was committed before stays readable.
+
+    Parameters
+    ----------
+    folder : Path
+        Made here, with its parents; it may exist if it is empty.
+    card : ModelCard
+        Of the model; its columns are the columns of the table `detections`.
+    source : SourceInfo
+        Where the frames come from.
+    settings : dict
+        What else is needed to repeat the run; what JSON does not know is written as text.
+    save_frames : bool
+        Also write every analysed frame to `frames.tif` and its label image, if it has one, to `labels.tif`.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder holds something already.
+    """
+
+    def __init__(
+        self, folder: Path, *, card: ModelCard, source: SourceInfo, settings: dict[str, Any], save_frames: bool = False
+    ) -> None:
+        _make_folder(folder)
+        run = _new_run(card, source, settings)
+        _write_json(folder / "run.json", run)
+        self._db = _open_database(folder, card.columns)
+        self._lock = threading.Lock()
+        with _transaction(self._db):
+            about = {"format_version": FORMAT_VERSION, "source": source.url, "started": run["started"]}
+            self._db.executemany("INSERT INTO meta VALUES (?, ?)", [(key, str(value)) for key, value in about.items()])
+        self._columns = set(_column_names(self._db))
+        self._pixel_size_um = card.pixel_size_um if source.pixel_size_um is None else source.pixel_size_um
+        self._frame_pages = _Pages(folder / "frames.tif") if save_frames else None
+        self._label_pages = _Pages(folder / "labels.tif") if save_frames else None
+        self._metadata: dict[str, Any] = {}
+        self._n_frames: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+
+    def write(self, analysed: Analysed) -> None:
+        """Write one analysed frame and its detections."""
+        frame, detections = analysed.frame, analysed.tracks.detections
+        with self._lock:
+            # Pages before rows: a kill between the two leaves a page too many, never a row without its page.
+            page = self._append_page(self._frame_pages, frame.pixels)
+            labels_page = self._append_page(self._label_pages, detections.labels)
+            self._add_columns(detections)
+            with _transaction(self._db):
+                self._db.execute(
+                    "INSERT INTO frames VALUES (?, 'analysed', ?, ?, ?, ?, ?, ?, NULL, ?)",
+                    (
+                        frame.index,
+                        frame.time_s,
+                        analysed.age_s * 1e3,
+                        analysed.inference_s * 1e3,
+                        len(detections),
+                        page,
+                        labels_page,
+                        self._changed_metadata(frame),
+                    ),
+                )
+                self._write_detections(analysed)
+            self._metadata = dict(frame.metadata)
+            self._n_frames["analysed"] += 1
+
+    def skip(self, missed: Missed) -> None:
+        """Write frames that were not analysed: a row each, or an event if they were lost before they came here."""
+        n, first = missed.n_frames, missed.index
+        with self._lock:
+            with _transaction(self._db):
+                if missed.kind == "lost":
+                    self._db.execute(
+                        "INSERT INTO events VALUES (?, 'lost', ?, ?, ?)", (missed.time_s, missed.reason, n, first)
+                    )
+                else:
+                    self._db.executemany(
+                        "INSERT INTO frames (frame, status, time_s, reason) VALUES (?, ?, ?, ?)",
+                        (
+                            (None if first is None else first + i, missed.kind, missed.time_s, missed.reason)
+                            for i in range(n)
+                        ),
+                    )
+            self._n_frames[missed.kind] += n
+            self._reasons[missed.reason] += n
+
+    def event(self, kind: str, text: str) -> None:
+        """Write down something that happened to the run as a whole, such as a reconnection."""
+        with self._lock, _transaction(self._db):
+            self._db.execute("INSERT INTO events VALUES (?, ?, ?, NULL, NULL)", (time.time(), kind, text))
+
+    def counts(self) -> Account:
+        """Return the account of what was written so far."""
+        with self._lock:
+            return _account(self._n_frames, self._reasons)
+
+    def close(self) -> None:
+        """Close the files; `complete_run` finishes the folder."""
+        with self._lock:
+            self._db.close()
+            for pages in (self._frame_pages, self._label_pages):
+                if pages is not None:
+                    pages.close()
+
+    @staticmethod
+    def _append_page(pages: _Pages | None, pixels: NDArray[Any] | None) -> int | None:
+        return None if pages is None or pixels is None else pages.append(pixels)
+
+    def _add_columns(self, detections: Detections) -> None:
+        """Make room for columns that the card did not announce."""
+        for name in detections.columns():
+            if name not in self._columns:
+                self._db.execute(f"ALTER TABLE detections ADD COLUMN {name} REAL")
+                self._columns.add(name)
+
+    def _write_detections(self, analysed: Analysed) -> None:
+        frame, tracks = analysed.frame, analysed.tracks
+        columns = tracks.detections.columns()
+        n = len(tracks)
+        pixel_size_um = self._pixel_size_um if frame.pixel_size_um is None else frame.pixel_size_um
+        values: dict[str, list[Any]] = {
+            "frame": [frame.index] * n,
+            "time_s": [frame.time_s] * n,
+            "track_id": tracks.track_id.tolist(),
+            **{name: column.tolist() for name, column in columns.items()},
+        }
+        if pixel_size_um is not None:
+            for axis in ("y", "x"):
+                values[f"{axis}_um"] = (columns[f"{axis}_px"].astype(np.float64) * pixel_size_um).tolist()
+        places = ", ".join("?" * len(values))
+        self._db.executemany(
+            f"INSERT INTO detections ({', '.join(values)}) VALUES ({places})", zip(*values.values(), strict=True)
+        )
+
+    def _changed_metadata(self, frame: Frame) -> str | None:
+        """JSON of the entries that differ from those of the last analysed frame; None if none does."""
+        now, before = frame.metadata, self._metadata
+        changed = {key: value for key, value in now.items() if key not in before or before[key] != value}
+        changed |= dict.fromkeys(before.keys() - now.keys())
+        return json.dumps(changed, default=str) if changed else None
+
+
+class _Pages:
+    """A BigTIFF to which images are appended; each page is complete on disk before `append` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._writer: Any = None
+        self._n_pages = 0
+
+    def append(self, pixels: NDArray[Any]) -> int:
+        """Write (H, W) or (C, H, W) as one page and return its number, from 0."""
+        if self._file is None:
+            import tifffile
+
+            self._file = self._path.open("w+b")
+            self._writer = tifffile.TiffWriter(self._file, bigtiff=True)
+        # One directory per page: a series that tifffile may extend is readable only after its close.
+        self._writer.write(
+            pixels,
+            contiguous=False,
+            metadata=None,
+            photometric="minisblack",
+            planarconfig="separate" if pixels.ndim == 3 else None,
+        )
+        self._file.flush()
+        self._n_pages += 1
+        return self._n_pages - 1
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._writer.close()
+            self._file.close()
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return what `run.json` says; `account` is None while the run goes on and after it was cut off.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder holds no run, or one of another format.
+    """
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise RunFolderError(f"expected a folder that oneframe log wrote, {folder} has no run.json") from exc
+    except (OSError, ValueError) as exc:
+        raise RunFolderError(f"expected a folder that oneframe log wrote, cannot read {folder / 'run.json'}") from exc
+    if not isinstance(run, dict) or run.get("format") != FORMAT:
+        raise RunFolderError(f"expected a folder that oneframe log wrote, {folder / 'run.json'} is something else")
+    if run.get("format_version") != FORMAT_VERSION:
+        raise RunFolderError(
+            f"{folder} has run format {run.get('format_version')}, this oneframe reads {FORMAT_VERSION}; "
+            "use the oneframe that wrote it or a newer one"
+        )
+    return run
+
+
+def complete_run(folder: Path, account: Account, ended: str, *, published: int | None = None) -> None:
+    """Finish a run after its record was closed: write `detections.csv` and complete `run.json`.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    account : Account
+        What became of every frame.
+    ended : str
+        Why the run ended, for the reader of `run.json`.
+    published : int or None
+        Frames that the source made in all, read or not; None if it cannot know.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder holds no run, or a completed one.
+    """
+    run = _read_open_run(folder)
+    with _existing_record(folder, run) as db:
+        _complete(folder, run, db, account, {"published": published, "ended": ended, "finished": _iso(time.time())})
+
+
+def recover_run(folder: Path) -> Account:
+    """Complete a run that was cut off, from what its record holds.
+
+    Frames that neither a row nor an event tells of, known by gaps between the numbers of the rows, count as lost.
+
+    Returns
+    -------
+    Account
+        What became of every frame up to the last one on record.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder holds no run, a completed one, one that is still being written, or a damaged record.
+    """
+    run = _read_open_run(folder)
+    files = [folder / name for name in ("run.json", "run.sqlite", "run.sqlite-wal")]
+    finished_s = max(file.stat().st_mtime for file in files if file.exists())
+    with _existing_record(folder, run, alone=True) as db:
+        account = _account_on_record(db)
+        ending = {"published": None, "ended": "cut off; recovered", "recovered": True, "finished": _iso(finished_s)}
+        _complete(folder, run, db, account, ending)
+    return account
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of a new run, or take an empty one."""
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"expected a folder for the run, {folder} is a file; choose another name")
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise RunFolderError(
+            f"expected a new or empty folder for the run, {folder} holds files, which are never overwritten; "
+            f"choose another name, such as {_free_name(folder)}"
+        )
+
+
+def _free_name(folder: Path) -> Path:
+    """First of NAME-2, NAME-3, ... that does not exist."""
+    n = 2
+    while (free := folder.parent / f"{folder.name or 'run'}-{n}").exists():
+        n += 1
+    return free
+
+
+def _new_run(card: ModelCard, source: SourceInfo, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known before the first frame, as it stands in `run.json`."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "started": _iso(time.time()),
+        "source": asdict(source),
+        "settings": settings,
+        "versions": {
+            "oneframe": _version("oneframe"),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "onnxruntime": _version("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"),
+        },
+        "card": json.loads(card.to_json()),
+        "account": None,
+    }
+
+
+def _version(*distributions: str) -> str | None:
+    """Version of the first of these packages that is installed."""
+    for name in distributions:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _iso(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds")
+
+
+def _write_json(path: Path, run: dict[str, Any]) -> None:
+    """Write a file that is there as a whole or not at all."""
+    with _replacing(path) as draft:
+        draft.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a draft beside `path` that takes its place when it is finished."""
+    draft = path.with_name(path.name + ".part")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _open_database(folder: Path, columns: Iterable[str]) -> sqlite3.Connection:
+    """Open `run.sqlite`; tables that are not there yet are made."""
+    names = ("frame INTEGER", "time_s REAL", "track_id INTEGER", *(f"{name} REAL" for name in columns))
+    db = sqlite3.connect(folder / "run.sqlite", isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.executescript(_TABLES.format(detections=", ".join((*names, "y_um REAL", "x_um REAL"))))
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Commit all of the block or nothing."""
+    db.execute("BEGIN")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _column_names(db: sqlite3.Connection) -> list[str]:
+    """Columns of the table `detections`, in its order."""
+    return [name for _, name, *_ in db.execute("PRAGMA table_info(detections)")]
+
+
+def _read_open_run(folder: Path) -> dict[str, Any]:
+    run = read_run(folder)
+    if run["account"] is not None:
+        raise RunFolderError(f"expected a run without an account, {folder} is complete; there is nothing to do")
+    return run
+
+
+@contextmanager
+def _existing_record(folder: Path, run: dict[str, Any], *, alone: bool = False) -> Iterator[sqlite3.Connection]:
+    """Open the record of a run; with `alone`, only if no other process has it open."""
+    try:
+        columns = [name for name in run["card"]["columns"] if name in COLUMNS]
+        with closing(_open_database(folder, columns)) as db:
+            if alone and not _leave_wal(db):
+                raise RunFolderError(
+                    f"expected a run that was cut off, {folder} is open in another process; "
+                    "end the run or close the viewer, then try again"
+                )
+            yield db
+    except sqlite3.DatabaseError as exc:
+        raise RunFolderError(f"expected a readable record, {folder / 'run.sqlite'} gives: {exc}") from exc
+
+
+def _leave_wal(db: sqlite3.Connection) -> bool:
+    """Make the database one plain file, readable from a read-only disk; False if another connection is open."""
+    db.execute("PRAGMA busy_timeout=1000")
+    try:
+        db.execute("PRAGMA journal_mode=DELETE")
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
+def _complete(
+    folder: Path, run: dict[str, Any], db: sqlite3.Connection, account: Account, ending: dict[str, Any]
+) -> None:
+    with _replacing(folder / "detections.csv") as draft:
+        _write_csv(draft, db)
+    seconds = datetime.fromisoformat(ending["finished"]) - datetime.fromisoformat(run["started"])
+    age_p50_ms, age_p99_ms = _percentiles(db, "age_ms", (50, 99))
+    (inference_p50_ms,) = _percentiles(db, "inference_ms", (50,))
+    run |= ending
+    run |= {
+        "duration_s": round(max(0.0, seconds.total_seconds()), 3),
+        "age_p50_ms": age_p50_ms,
+        "age_p99_ms": age_p99_ms,
+        "inference_p50_ms": inference_p50_ms,
+        "account": account.to_dict(),
+    }
+    _write_json(folder / "run.json", run)
+    _leave_wal(db)
+
+
+def _write_csv(path: Path, db: sqlite3.Connection) -> None:
+    """Write the table `detections` in the order of the frames."""
+    names = _column_names(db)
+    rows = db.execute(f"SELECT {', '.join(map(_as_text, names))} FROM detections ORDER BY frame, rowid")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(rows)
+
+
+def _as_text(name: str) -> str:
+    """Return SQL for a column of the CSV: pixels to 1e-5, times to 1e-6 s, other floats to 9 digits (float32)."""
+    if name in ("frame", "track_id"):
+        return name
+    digits = "%.6f" if name == "time_s" else "%.5f" if name.endswith("_px") else "%.9g"
+    return f"CASE WHEN {name} IS NULL THEN NULL ELSE printf('{digits}', {name}) END"
+
+
+def _percentiles(db: sqlite3.Connection, column: str, percents: tuple[int, ...]) -> list[float | None]:
+    rows = db.execute(f"SELECT {column} FROM frames WHERE status = 'analysed' AND {column} IS NOT NULL")
+    values = np.fromiter((value for (value,) in rows), np.float64)
+    if len(values) == 0:
+        return [None] * len(percents)
+    return [round(float(value), 3) for value in np.percentile(values, percents)]
+
+
+def _account_on_record(db: sqlite3.Connection) -> Account:
+    n_frames: Counter[str] = Counter(dict(db.execute("SELECT status, COUNT(*) FROM frames GROUP BY status")))
+    reasons: Counter[str] = Counter()
+    for reason, n in db.execute("SELECT reason, COUNT(*) FROM frames WHERE status <> 'analysed' GROUP BY reason"):
+        reasons[reason] += n
+    for reason, n in db.execute("SELECT text, SUM(n_frames) FROM events WHERE kind = 'lost' GROUP BY text"):
+        n_frames["lost"] += n
+        reasons[reason] += n
+    n_untold = _n_untold(db)
+    if n_untold > 0:
+        n_frames["lost"] += n_untold
+        reasons["gap in the record"] += n_untold
+    return _account(n_frames, reasons)
+
+
+def _n_untold(db: sqlite3.Connection) -> int:
+    """Count the numbers between the first and the last row that neither a row nor an event tells of."""
+    first, last, n_numbers, n_rows_without = db.execute(
+        "SELECT MIN(frame), MAX(frame), COUNT(DISTINCT frame), COUNT(*) - COUNT(frame) FROM frames"
+    ).fetchone()
+    if first is None:
+        return 0
+    (n_told,) = db.execute(
+        "SELECT COALESCE(SUM(n_frames), 0) FROM events"
+        " WHERE kind = 'lost' AND (frame IS NULL OR frame BETWEEN ? AND ?)",
+        (first, last),
+    ).fetchone()
+    # A failed frame without a number stands for one of the missing numbers.
+    return int(last - first + 1 - n_numbers - n_rows_without - n_told)
+
+
+def _account(n_frames: Counter[str], reasons: Counter[str]) -> Account:
+    n_seen = n_frames["analysed"] + n_frames["skipped"] + n_frames["failed"]
+    return Account(
+        seen=n_seen,
+        analysed=n_frames["analysed"],
+        skipped=n_frames["skipped"],
+        failed=n_frames["failed"],
+        lost_before=n_frames["lost"],
+        reasons=dict(reasons),
+    )

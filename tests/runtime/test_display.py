@@ -1,0 +1,348 @@
+import json
+import signal
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import zmq
+
+from oneframe.acquisition import Frame
+from oneframe.runtime.account import Status
+from oneframe.runtime.detections import Detections, Tracks
+from oneframe.runtime.display import (
+    DisplaySink,
+    Notice,
+    Picture,
+    PictureStream,
+    contrast_levels,
+    decode_message,
+    decode_picture,
+    encode_notice,
+    encode_picture,
+    picture_of,
+    start_viewer,
+)
+from oneframe.runtime.seams import Analysed, Missed
+
+STATUS = Status(
+    camera_fps=98.4,
+    inference_fps=50.2,
+    age_p50_ms=12.0,
+    age_p99_ms=31.0,
+    seen=620,
+    analysed=500,
+    skipped=120,
+    failed=0,
+    lost=0,
+    n_detections=3,
+)
+MISSED = Missed(kind="failed", index=0, n_frames=1, time_s=0.0, reason="NaN")
+
+
+def analysed(pixels, y_px=(), x_px=(), *, index=0, pixel_size_um=None) -> Analysed:
+    y, x = np.asarray(y_px, np.float32), np.asarray(x_px, np.float32)
+    detections = Detections(y, x, np.linspace(0.5, 1, len(y), dtype=np.float32))
+    tracks = Tracks(detections, np.arange(len(y), dtype=np.int64) + 2**40)
+    return Analysed(Frame(pixels, index, 1.5e9, pixel_size_um), tracks, age_s=0.012, inference_s=0.008)
+
+
+def noise(shape=(48, 64), dtype=np.uint16) -> np.ndarray:
+    return np.random.default_rng(0).integers(100, 120, shape).astype(dtype)
+
+
+def picture(**changes) -> Picture:
+    made = picture_of(analysed(noise(), [3.25, 40], [60.5, -0.4], pixel_size_um=0.108), status=STATUS)
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "<u2", ">u2", "i2", "u4", "i4", "f4"])
+def test_a_picture_survives_the_wire(dtype):
+    sent = picture_of(
+        analysed(noise(dtype=dtype), [3.25, 40], [60.5, -0.4], index=7, pixel_size_um=0.108), status=STATUS
+    )
+    got = decode_picture(encode_picture(sent))
+    np.testing.assert_array_equal(got.pixels, noise(dtype=dtype))
+    assert got.pixels.dtype == np.dtype(dtype).newbyteorder("<")
+    for name in ("y_px", "x_px", "score", "track_id"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(sent, name))
+    for name in ("stride", "frame_shape", "index", "time_s", "pixel_size_um", "levels", "status"):
+        assert getattr(got, name) == getattr(sent, name)
+
+
+def test_a_picture_without_detections_survives_the_wire():
+    assert len(decode_picture(encode_picture(picture_of(analysed(noise((3, 5))), status=STATUS)))) == 0
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f8", "u8", "i8"])
+def test_dtypes_the_screen_does_not_need_become_float32(dtype):
+    assert picture_of(analysed(noise(dtype=dtype)), status=STATUS).pixels.dtype == np.float32
+
+
+def test_of_several_channels_the_first_is_shown():
+    pixels = noise((3, 20, 30))
+    np.testing.assert_array_equal(picture_of(analysed(pixels), status=STATUS).pixels, pixels[0])
+
+
+def test_a_notice_survives_the_wire():
+    assert decode_message(encode_notice(Notice("end", STATUS))) == Notice("end", STATUS)
+    with pytest.raises(ValueError, match="expected a picture, got the notice 'end'"):
+        decode_picture(encode_notice(Notice("end", STATUS)))
+
+
+def test_a_status_that_knows_no_age_yet_survives_the_wire():
+    got = decode_message(encode_notice(Notice("status", replace(STATUS, age_p50_ms=float("nan")))))
+    assert np.isnan(got.status.age_p50_ms)
+    assert got.status.age_p99_ms == STATUS.age_p99_ms
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride"), [((1024, 1024), 1), ((1025, 300), 2), ((300, 2500), 3), ((2048, 2048), 2)]
+)
+def test_large_frames_are_thinned_and_positions_stay_in_camera_pixels(shape, stride):
+    pixels = np.zeros(shape, np.uint16)
+    pixels[stride * 50, stride * 80] = 900
+    shown = picture_of(analysed(pixels, [stride * 50.0], [stride * 80.0]), status=STATUS, max_side_px=1024)
+    assert shown.stride == stride
+    assert max(shown.pixels.shape) <= 1024
+    assert shown.frame_shape == shape
+    assert shown.pixels[50, 80] == 900
+    assert (shown.y_px[0], shown.x_px[0]) == (stride * 50, stride * 80)
+
+
+def test_levels_leave_out_the_brightest_and_what_is_no_number():
+    image = np.random.default_rng(1).normal(100, 5, (300, 300)).astype(np.float32)
+    image[0, 0], image[4, 4], image[8, 8] = np.inf, np.nan, 1e6
+    low, high = contrast_levels(image)
+    assert 75 < low < 95
+    assert 105 < high < 130
+    assert contrast_levels(np.full((9, 9), 7, np.uint8)) == (7.0, 8.0)
+    assert contrast_levels(np.full((9, 9), np.nan, np.float32)) == (0.0, 1.0)
+
+
+def with_header(message: bytes, **changes) -> bytes:
+    length = struct.unpack_from("<I", message)[0]
+    header = json.loads(message[4 : 4 + length]) | changes
+    text = json.dumps({key: value for key, value in header.items() if value != "absent"}).encode()
+    return struct.pack("<I", len(text)) + text + message[4 + length :]
+
+
+HOSTILE = {
+    "nothing": lambda good: b"",
+    "too short": lambda good: good[:3],
+    "cut off": lambda good: good[:-1],
+    "one byte more": lambda good: good + b"x",
+    "header longer than the message": lambda good: struct.pack("<I", 2**31) + good[4:],
+    "header longer than allowed": lambda good: struct.pack("<I", 70_000) + b" " * 70_000,
+    "no JSON": lambda good: struct.pack("<I", 8) + b"\x80pickle." + good,
+    "deeply nested": lambda good: struct.pack("<I", 60_000) + b"[" * 60_000,
+    "a list": lambda good: struct.pack("<I", 2) + b"[]",
+    "other version": lambda good: with_header(good, version=99),
+    "unknown kind": lambda good: with_header(good, kind="exec"),
+    "missing field": lambda good: with_header(good, stride="absent"),
+    "objects": lambda good: with_header(good, dtype="|O"),
+    "structured dtype": lambda good: with_header(good, dtype=[["a", "<u2"]]),
+    "negative side": lambda good: with_header(good, shape=[-48, -64]),
+    "huge side": lambda good: with_header(good, shape=[2**40, 2**40]),
+    "bool side": lambda good: with_header(good, shape=[True, 64]),
+    "three axes": lambda good: with_header(good, shape=[48, 8, 8]),
+    "other shape": lambda good: with_header(good, shape=[64, 48]),
+    "too many rows": lambda good: with_header(good, n=3),
+    "negative rows": lambda good: with_header(good, n=-1),
+    "text index": lambda good: with_header(good, index="7"),
+    "zero stride": lambda good: with_header(good, stride=0),
+    "stride that does not fit": lambda good: with_header(good, stride=2),
+    "infinite time": lambda good: with_header(good, time_s=float("inf")),
+    "no time": lambda good: with_header(good, time_s=None),
+    "levels the wrong way round": lambda good: with_header(good, levels=[9, 3]),
+    "levels of text": lambda good: with_header(good, levels="ab"),
+    "negative pixel size": lambda good: with_header(good, pixel_size_um=-1),
+    "status with more": lambda good: with_header(good, status={"camera_fps": 1.0, "more": 1}),
+    "status of text": lambda good: with_header(good, status="fine"),
+    "other columns": lambda good: with_header(good, columns=[["y_px", "<f8"]]),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_damaged_and_hostile_messages_are_refused(name):
+    with pytest.raises(ValueError, match="expected a message of a oneframe live view"):
+        decode_message(HOSTILE[name](encode_picture(picture())))
+
+
+def test_random_bytes_never_do_worse_than_a_value_error():
+    rng = np.random.default_rng(2)
+    good = encode_picture(picture())
+    for _ in range(300):
+        damaged = bytearray(good)
+        for place in rng.integers(0, 700, 5):
+            damaged[place] = rng.integers(0, 256)
+        try:
+            decode_message(bytes(damaged))
+        except ValueError as exc:
+            assert "oneframe live view" in str(exc)  # noqa: PT017 - either outcome is right
+
+
+CONTRADICTIONS = {
+    "pixels": ({"pixels": np.zeros((48, 64))}, "a picture has .H, W. pixels"),
+    "stride": ({"stride": 3}, "with stride 3 does not give"),
+    "column": ({"score": np.zeros(5, np.float32)}, "column score must be <f4"),
+    "levels": ({"levels": (1.0, float("nan"))}, "levels must be two finite values"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_picture_checks_itself(name):
+    changes, message = CONTRADICTIONS[name]
+    with pytest.raises(ValueError, match=message):
+        picture(**changes)
+
+
+@pytest.fixture
+def sink():
+    made = DisplaySink(status=lambda: STATUS, max_fps=1e6)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def stream(sink):
+    made = PictureStream(sink.address)
+    yield made
+    made.close()
+
+
+def test_the_newest_picture_arrives_and_then_the_end(sink, stream):
+    assert sink.wait_for_view(10)
+    assert stream.read(0.0) is None
+    for index in range(5):
+        sink.write(analysed(noise(), [index], [2], index=index))
+        newest = stream.read(10)
+        assert (newest.index, newest.y_px[0]) == (index, index)
+    assert stream.connected
+    sink.close()
+    assert stream.read(10) == Notice("end", STATUS)
+
+
+def test_no_more_pictures_than_the_screen_shows():
+    sink = DisplaySink(status=lambda: STATUS, max_fps=30)
+    stream = PictureStream(sink.address)
+    assert sink.wait_for_view(10)
+    frame, started_s, n_written = analysed(noise()), time.monotonic(), 0
+    while time.monotonic() < started_s + 0.5:
+        sink.write(frame)
+        n_written += 1
+    stream.close()
+    sink.close()
+    assert n_written > 100
+    assert 8 <= sink.n_published <= 17
+
+
+def test_nothing_is_encoded_while_nobody_looks(sink):
+    started_s = time.monotonic()
+    for index in range(500):
+        sink.write(analysed(noise((512, 512)), index=index))
+    assert sink.n_published == 0
+    assert time.monotonic() - started_s < 5
+    assert not sink.wait_for_view(0.0)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs POSIX signals")
+def test_a_stopped_viewer_never_blocks_the_sink(sink):
+    script = (
+        "import sys\nfrom oneframe.runtime.display import PictureStream\n"
+        f"stream = PictureStream({sink.address!r})\nsys.stdin.read()\n"
+    )
+    viewer = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE)
+    try:
+        assert sink.wait_for_view(20)
+        viewer.send_signal(signal.SIGSTOP)
+        frame, longest_s = analysed(noise((512, 512))), 0.0
+        for _ in range(500):
+            started_s = time.perf_counter()
+            sink.write(frame)
+            longest_s = max(longest_s, time.perf_counter() - started_s)
+        started_s = time.perf_counter()
+        sink.close()
+        closing_s = time.perf_counter() - started_s
+    finally:
+        viewer.kill()
+        viewer.communicate()
+    assert sink.n_published == 500
+    assert longest_s < 0.5
+    assert closing_s < 2.0
+
+
+def test_counters_arrive_though_every_frame_fails(sink, stream):
+    assert sink.wait_for_view(10)
+    sink.skip(MISSED)
+    assert stream.read(10) == Notice("status", STATUS)
+    sink.skip(MISSED)
+    assert stream.read(0.05) is None  # once a second is enough
+
+
+def test_the_stream_notices_that_the_sink_is_gone(sink, stream):
+    assert sink.wait_for_view(10)
+    sink.close()
+    deadline_s = time.monotonic() + 10
+    while stream.connected and time.monotonic() < deadline_s:
+        stream.read(0.01)
+    assert not stream.connected
+
+
+def test_a_stream_goes_on_after_a_bad_message():
+    with zmq.Context() as context, context.socket(zmq.XPUB) as socket:
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+        stream = PictureStream(f"tcp://127.0.0.1:{port}")
+        assert socket.poll(10_000)
+        socket.send(b"not a picture")
+        with pytest.raises(ValueError, match="check the address"):
+            stream.read(10)
+        socket.send(encode_picture(picture()))
+        assert isinstance(stream.read(10), Picture)
+        stream.close()
+
+
+def test_an_address_in_use_or_misspelt_is_explained(sink):
+    with pytest.raises(OSError, match=r"cannot publish the live view at tcp.*choose another port"):
+        DisplaySink(sink.address, status=lambda: STATUS)
+    with pytest.raises(OSError, match="expected an address like"):
+        PictureStream("here")
+
+
+def test_a_second_close_does_nothing(sink, stream):
+    for closable in (sink, stream):
+        closable.close()
+        closable.close()
+    assert not stream.connected
+
+
+@pytest.mark.parametrize("wrong", [{"max_fps": 0}, {"max_side_px": 0}])
+def test_senseless_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match="expected max_fps above 0 and max_side_px"):
+        DisplaySink(status=lambda: STATUS, **wrong)
+
+
+def test_without_qt_the_line_to_install_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyqtgraph", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'oneframe\[view\]'"):
+        start_viewer("tcp://127.0.0.1:9", title="", diameter_px=5)
+
+
+def test_the_pipeline_side_imports_no_qt():
+    code = "import sys, oneframe.runtime.display\nprint(sorted({'pyqtgraph', 'PySide6', 'cv2'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_end_is_told_even_after_a_burst(sink, stream):
+    assert sink.wait_for_view(10)
+    for index in range(50):
+        sink.write(analysed(noise((512, 512)), index=index))
+    sink.close()
+    message = stream.read(10)
+    while isinstance(message, Picture):
+        message = stream.read(10)
+    assert message == Notice("end", STATUS)
