@@ -27,6 +27,9 @@ from oneframe.runtime.record import RunRecord, complete_run, recover_run
 from oneframe.runtime.seams import Sink
 
 
+_NO_STATUS = Status(0.0, 0.0, float("nan"), float("nan"), 0, 0, 0, 0, 0, 0)
+
+
 def detect(arguments: argparse.Namespace, console: Console) -> None:
     """Find the objects of images and stacks and write one table."""
     path = new_file(arguments.output, (".csv", ".parquet"))
@@ -149,22 +152,25 @@ def live(arguments: argparse.Namespace, console: Console) -> None:
     screenshot = None if arguments.screenshot is None else new_file(arguments.screenshot, (".png",))
     model = load_model(arguments.model, threshold=arguments.threshold, threads=arguments.threads)
     status: list[Callable[[], Status]] = []
-    display = DisplaySink(status=lambda: status[0]())
-    viewer = start_viewer(
-        display.address,
-        title=f"{Path(arguments.model).name} on {arguments.source}",
-        diameter_px=1.5 * model.card.object_diameter_px,
-        screenshot=screenshot,
-        after_frames=60 if screenshot else None,
-        close_at_end=arguments.frames is not None or arguments.seconds is not None,
-    )
-    display.wait_for_view(30.0)
+    display = DisplaySink(status=lambda: status[0]() if status else _NO_STATUS)
+    try:
+        viewer = start_viewer(
+            display.address,
+            title=f"{Path(arguments.model).name} on {arguments.source}",
+            diameter_px=1.5 * model.card.object_diameter_px,
+            screenshot=screenshot,
+            after_frames=60 if screenshot else None,
+            close_at_end=arguments.frames is not None or arguments.seconds is not None,
+        )
+        display.wait_for_view(30.0)
 
-    def watch(pipeline: Pipeline) -> None:
-        status.append(pipeline.status)
-        _when_closed(viewer, pipeline, keeps_on=arguments.output is not None)
+        def watch(pipeline: Pipeline) -> None:
+            status.append(pipeline.status)
+            _when_closed(viewer, pipeline, keeps_on=arguments.output is not None)
 
-    ended = run_pipeline(arguments, model, {"view": display}, console, on_start=watch)
+        ended = run_pipeline(arguments, model, {"view": display}, console, on_start=watch)
+    finally:
+        display.close()
     exit_code = viewer.wait()
     _report(ended, arguments, console)
     if exit_code != 0:

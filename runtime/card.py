@@ -64,8 +64,10 @@ class ModelCard:
             raise ValueError(f"columns must hold y_px, x_px, score and be among {COLUMNS}, got {self.columns}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be a score from 0 to 1, got {self.threshold}")
-        if self.n_channels < 1:
-            raise ValueError(f"n_channels must be 1 or more, got {self.n_channels}")
+        if self.n_channels < 1 or self.n_channels != int(self.n_channels):
+            raise ValueError(f"n_channels must be a whole number of 1 or more, got {self.n_channels}")
+        if self.pixel_size_um is not None and not (math.isfinite(self.pixel_size_um) and self.pixel_size_um > 0):
+            raise ValueError(f"pixel_size_um must be above 0 micrometres or None, got {self.pixel_size_um}")
         if not (math.isfinite(self.object_diameter_px) and self.object_diameter_px > 0):
             raise ValueError(f"object_diameter_px must be above 0, got {self.object_diameter_px}")
 
@@ -99,6 +101,10 @@ class ModelCard:
             raise ValueError(
                 f"the model card is damaged: {', '.join(wrong)} missing or unknown; export the model again"
             )
-        values["columns"] = tuple(values["columns"])
-        values["trained_ranges"] = {key: (low, high) for key, (low, high) in values.get("trained_ranges", {}).items()}
-        return cls(**values)
+        try:
+            ranges = values.get("trained_ranges", {})
+            values["trained_ranges"] = {key: (float(low), float(high)) for key, (low, high) in ranges.items()}
+            values["columns"] = tuple(values["columns"])
+            return cls(**values)
+        except (TypeError, AttributeError) as exc:
+            raise ValueError(f"the model card is damaged: {exc}; export the model again") from exc

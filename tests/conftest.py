@@ -41,7 +41,7 @@ def quick_model(tmp_path_factory):
     from oneframe.trainer import train
 
     snap = snapped()
-    trained = train(snap.frame.pixels, box=snap.box, seed=1, steps=400, pixel_size_um=0.1, source="snap.tif")
+    trained = train(snap.frame.pixels, box=snap.box, seed=1, steps=500, pixel_size_um=0.1, source="snap.tif")
     path = tmp_path_factory.mktemp("model") / "bead.onnx"
     export(trained, path)
     return QuickModel(path, trained, snap)

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+REFINEMENT = 6
+"""Samples per pixel of a source that views are drawn from."""
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -162,8 +165,21 @@ class ViewSettings:
     weak, sometimes far stronger than the frame's own."""
 
 
-def random_views(source: Tensor, settings: ViewSettings, frame_noise: float, generator: torch.Generator) -> Views:
-    """Draw views of `source` (S, S), all in one bicubic resampling, then add noise of pixel size."""
+def refined(source: NDArray[np.float32]) -> Tensor:
+    """Return `source` (S, S) sampled `REFINEMENT` times finer by cubic splines, for `resample`.
+
+    Between samples this fine, linear interpolation moves nothing. torch's own bicubic kernel (a = -0.75) does: on the
+    original pixels it shifts a particle by up to 0.05 px, depending on where between two pixels it lies.
+    """
+    from scipy import ndimage
+
+    size = (source.shape[0] - 1) * REFINEMENT + 1
+    fine = ndimage.zoom(source.astype(np.float32), size / source.shape[0], order=3, mode="mirror")
+    return torch.from_numpy(fine)
+
+
+def random_views(fine: Tensor, settings: ViewSettings, frame_noise: float, generator: torch.Generator) -> Views:
+    """Draw views of a `refined` source, all in one resampling, then add noise of pixel size."""
     n, size = settings.n_views, settings.view_px
     draw = torch.rand(11, n, generator=generator)
     angle = 2 * torch.pi * draw[0]
@@ -176,7 +192,7 @@ def random_views(source: Tensor, settings: ViewSettings, frame_noise: float, gen
     axis = F.one_hot((draw[10] < 0.5).long(), 2).bool()  # (B, 2)
     seen_at_px = torch.where(cut & axis, at_edge[:, None], seen_at_px)
     origin_px = -torch.einsum("bij,bj->bi", linear, seen_at_px)
-    images = resample(source, linear, origin_px, size)
+    images = resample(fine, linear, origin_px, size)
     low, high = settings.gain
     images = images * (low + (high - low) * draw[4]).reshape(n, 1, 1, 1)
     images = images + settings.offset * (2 * draw[5] - 1).reshape(n, 1, 1, 1)
@@ -186,15 +202,15 @@ def random_views(source: Tensor, settings: ViewSettings, frame_noise: float, gen
     return Views(images, linear, origin_px, n - settings.n_cut)
 
 
-def resample(source: Tensor, linear: Tensor, origin_px: Tensor, size: int) -> Tensor:
-    """Return views (B, 1, size, size) of `source` (S, S): pixel v shows the source at `linear @ v + origin`.
+def resample(fine: Tensor, linear: Tensor, origin_px: Tensor, size: int) -> Tensor:
+    """Return views (B, 1, size, size) of a `refined` source: pixel v shows the source at `linear @ v + origin`.
 
-    Both v and the result are relative to the centres of view and source. Bicubic; the source must be wide enough.
+    Both v and the result are pixels relative to the centres of view and source; the source must be wide enough.
     """
     v = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
     grid_yx = torch.stack(torch.meshgrid(v, v, indexing="ij"), -1)
     where = torch.einsum("bij,hwj->bhwi", linear, grid_yx) + origin_px[:, None, None, :]
-    where = where / ((source.shape[-1] - 1) / 2)
-    stack = source.expand(len(linear), 1, *source.shape)
+    where = where * (2 * REFINEMENT / (fine.shape[-1] - 1))
+    stack = fine.expand(len(linear), 1, *fine.shape)
     # grid_sample wants (x, y)
-    return F.grid_sample(stack, where.flip(-1), mode="bicubic", padding_mode="border", align_corners=True)
+    return F.grid_sample(stack, where.flip(-1), mode="bilinear", padding_mode="border", align_corners=True)

@@ -28,6 +28,7 @@ from oneframe.trainer.crops import (
     normalisation_from,
     particle_alone,
     random_views,
+    refined,
 )
 from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, fit
 
@@ -254,15 +255,20 @@ class LodestarGraph(nn.Module):
         return y, x
 
     def _is_best_near(self, score: Tensor, y: Tensor, x: Tensor, peak_score: Tensor) -> Tensor:
-        """Of peaks that point to the same place keep the best, (N,) bool."""
+        """Of peaks that point to the same place keep the best, of equals the first, (N,) bool."""
         h, w = score.shape
         row = torch.round(y / STRIDE_PX).to(torch.int64).clamp(0, h - 1)
         column = torch.round(x / STRIDE_PX).to(torch.int64).clamp(0, w - 1)
         place = row * w + column
-        votes = torch.zeros_like(score).flatten().scatter_reduce(0, place, peak_score, "amax")
+        best = peak_score >= self._highest_near(peak_score, place, h, w)
+        turn = torch.where(best, place.numel() - torch.arange(place.numel()), 0).to(torch.float32)
+        return best & (turn >= self._highest_near(turn, place, h, w))
+
+    def _highest_near(self, values: Tensor, place: Tensor, h: int, w: int) -> Tensor:
+        """Highest of the values (N,) within `merge_cells` of each value's place on the grid (h, w), (N,)."""
+        on_grid = torch.zeros(h * w).scatter_reduce(0, place, values, "amax")
         size = 2 * self.merge_cells + 1
-        best = F.max_pool2d(votes.reshape(1, 1, h, w), size, 1, self.merge_cells).flatten()
-        return peak_score >= best[place]
+        return F.max_pool2d(on_grid.reshape(1, 1, h, w), size, 1, self.merge_cells).flatten()[place]
 
 
 def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
@@ -298,12 +304,12 @@ class Quality:
 
 @torch.no_grad()
 def measure(
-    network: LodestarNetwork, source: Tensor, view: ViewSettings, frame_noise: float, reach_cells: int, seed: int
+    network: LodestarNetwork, fine: Tensor, view: ViewSettings, frame_noise: float, reach_cells: int, seed: int
 ) -> Quality:
     """Look at 64 fresh views, read as the deployed graph reads them."""
     generator = torch.Generator().manual_seed(seed)
     calm = replace(view, n_views=64, n_cut=0, gain=(1.0, 1.0), offset=0.0, noise=0.0)
-    views = random_views(source, calm, frame_noise, generator)
+    views = random_views(fine, calm, frame_noise, generator)
     grid = network(views.images)
     position, _, _ = consensus(grid, reach_cells)
     in_source = views.to_source(position)
@@ -353,17 +359,14 @@ def train_lodestar(
     particle = particle_alone(image, box, normalisation, reach_px=reach_px, rng=rng)
     diameter_px = object_diameter_px(particle, box, normalisation.noise)
     frame_noise = normalisation.noise / pooling
-    source = torch.from_numpy(particle)
-    if pooling > 1:
-        edge = (2 * reach_px + 1) // pooling * pooling
-        source = F.avg_pool2d(source[None, None, :edge, :edge], pooling)[0, 0]
+    fine = refined(_pooled(particle, pooling))
     view = ViewSettings(view_px, settings.n_views, settings.n_cut, cut_px=diameter_px / pooling / 2 + 3)
     reach_cells = min(7, max(2, math.ceil(diameter_px / pooling / 4) + 1))
 
     tried: list[str] = []
     for attempt in range(1, settings.max_attempts + 1):
         network = _train_once(
-            source,
+            fine,
             view,
             frame_noise,
             reach_cells,
@@ -373,7 +376,7 @@ def train_lodestar(
             cancel,
             attempt,
         )
-        quality = measure(network, source, view, frame_noise, reach_cells, seed)
+        quality = measure(network, fine, view, frame_noise, reach_cells, seed)
         if quality.converged:
             break
         tried.append(f"error {quality.error_px:.2f} px, weights over {100 * quality.covered:.0f} % of the view")
@@ -408,13 +411,20 @@ def train_lodestar(
     return TrainedModel(graph, card, _example_of(image, box))
 
 
+def _pooled(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    """Average blocks of pixels of an image (S, S)."""
+    n_blocks = image.shape[0] // factor
+    blocks = image[: n_blocks * factor, : n_blocks * factor].reshape(n_blocks, factor, n_blocks, factor)
+    return np.asarray(blocks.mean((1, 3)), np.float32)
+
+
 def _view_px(box_side_px: float) -> int:
     """Edge of the views: the box and room to shift, even, not below 40 and not above 80."""
     return int(min(80, max(40, 2 * math.ceil((box_side_px + 8) / 2))))
 
 
 def _train_once(
-    source: Tensor,
+    fine: Tensor,
     view: ViewSettings,
     frame_noise: float,
     reach_cells: int,
@@ -432,7 +442,7 @@ def _train_once(
 
     def loss_of_step(step: int) -> Tensor:
         reach = view.view_px if step < settings.far_share * settings.n_steps else reach_cells
-        views = random_views(source, view, frame_noise, generator)
+        views = random_views(fine, view, frame_noise, generator)
         grid = network(views.images.to(memory_format=torch.channels_last))
         return lodestar_loss(grid, views, settings, reach, generator)
 
@@ -444,21 +454,21 @@ def _train_once(
 
 @torch.no_grad()
 def choose_threshold(graph: LodestarGraph, image: NDArray[Any]) -> tuple[float, int]:
-    """Put the threshold into the widest gap between the scores found on the frame itself.
+    """Put the threshold into the widest gap, on a logarithmic scale, between the scores found on the frame itself.
 
     Returns
     -------
     threshold : float
-        Within 0.2 to 0.7 of the best score.
+        Within 0.05 to 0.7 of the best score.
     n_found : int
         Particles of the frame above it.
     """
-    _, _, score = graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(0.05))
+    _, _, score = graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(0.02))
     best = float(score.max()) if len(score) else 1.0
-    low, high = 0.2 * best, 0.7 * best
-    levels = torch.cat([torch.tensor([low, high]), score[(score > low) & (score < high)]]).sort().values
+    low, high = 0.05 * best, 0.7 * best
+    levels = torch.cat([torch.tensor([low, high]), score[(score > low) & (score < high)]]).sort().values.log()
     gap = int((levels[1:] - levels[:-1]).argmax())
-    threshold = float((levels[gap] + levels[gap + 1]) / 2)
+    threshold = float((levels[gap] + levels[gap + 1]).div(2).exp())
     return round(threshold, 3), int((score >= threshold).sum())
 
 

@@ -71,7 +71,7 @@ def test_shifting_the_frame_by_whole_pixels_shifts_the_detections(quick_model):
 
 def test_the_same_seed_gives_the_same_model():
     snap = snapped()
-    settings = LodestarSettings(n_steps=150, channels=8)
+    settings = LodestarSettings(n_steps=150, channels=16)
     a, b, other = (
         train_lodestar(snap.frame.pixels, Box(*snap.box), seed=seed, settings=settings).graph.state_dict()
         for seed in (4, 4, 5)

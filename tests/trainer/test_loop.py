@@ -22,7 +22,9 @@ def test_fits_a_line_and_reports_progress():
     line = nn.Linear(1, 1)
     x = torch.linspace(-1, 1, 32)[:, None]
     seen = []
-    fitted = fit(line, lambda _: (line(x) - 3 * x - 1).square().mean(), LoopSettings(2000), on_progress=seen.append)
+    fitted = fit(
+        line, lambda _: (line(x) - 3 * x - 1).square().mean(), LoopSettings(2000, 0.02), on_progress=seen.append
+    )
     assert fitted.weight.item() == pytest.approx(3, abs=0.02)
     assert fitted.bias.item() == pytest.approx(1, abs=0.02)
     assert seen[-1].step == seen[-1].n_steps == 2000
