@@ -26,7 +26,6 @@ from oneframe.runtime.pipeline import Ended, Pipeline
 from oneframe.runtime.record import RunRecord, complete_run, recover_run
 from oneframe.runtime.seams import Sink
 
-
 _NO_STATUS = Status(0.0, 0.0, float("nan"), float("nan"), 0, 0, 0, 0, 0, 0)
 
 
@@ -162,11 +161,12 @@ def live(arguments: argparse.Namespace, console: Console) -> None:
             after_frames=60 if screenshot else None,
             close_at_end=arguments.frames is not None or arguments.seconds is not None,
         )
-        display.wait_for_view(30.0)
+        while viewer.poll() is None and not display.wait_for_view(0.2):
+            pass
 
         def watch(pipeline: Pipeline) -> None:
             status.append(pipeline.status)
-            _when_closed(viewer, pipeline, keeps_on=arguments.output is not None)
+            _when_closed(viewer, pipeline, console, keeps_on=arguments.output is not None)
 
         ended = run_pipeline(arguments, model, {"view": display}, console, on_start=watch)
     finally:
@@ -174,15 +174,22 @@ def live(arguments: argparse.Namespace, console: Console) -> None:
     exit_code = viewer.wait()
     _report(ended, arguments, console)
     if exit_code != 0:
-        raise CommandError(f"the live view ended with code {exit_code}; try oneframe doctor, or log without a window")
+        raise CommandError(
+            f"the live view ended with code {exit_code}; is there a display? see oneframe doctor, or use log"
+        )
 
 
-def _when_closed(viewer: subprocess.Popen[bytes], pipeline: Pipeline, *, keeps_on: bool) -> None:
+def _when_closed(viewer: subprocess.Popen[bytes], pipeline: Pipeline, console: Console, *, keeps_on: bool) -> None:
     """End the run when the user closes the window; when the window crashes, a logged run goes on."""
 
     def wait() -> None:
-        if viewer.wait() == 0 or not keeps_on:
+        exit_code = viewer.wait()
+        if exit_code == 0:
             pipeline.stop("the window was closed")
+        elif keeps_on:
+            console.say(f"the live view ended with code {exit_code}; the run is logged on, Ctrl-C ends it")
+        else:
+            pipeline.stop(f"the live view ended with code {exit_code}")
 
     threading.Thread(target=wait, daemon=True, name="oneframe-viewer").start()
 

@@ -238,14 +238,15 @@ class LodestarGraph(nn.Module):
         """
         h, w = grid.shape[-2:]
         reach = torch.arange(-self.reach_cells, self.reach_cells + 1)
-        rows, columns = row[:, None, None] + reach[None, :, None], column[:, None, None] + reach[None, None, :]
+        row_step, column_step = reach.repeat_interleave(len(reach)), reach.repeat(len(reach))  # (K,)
+        rows, columns = row[:, None] + row_step, column[:, None] + column_step  # (N, K)
         inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
-        place = (rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1)).flatten(1)
-        dy, dx, rho = (grid.flatten(1)[i][place] for i in range(3))
-        dy = dy + STRIDE_PX * (rows - row[:, None, None]).expand_as(inside).flatten(1)
-        dx = dx + STRIDE_PX * (columns - column[:, None, None]).expand_as(inside).flatten(1)
-        weight = (torch.sigmoid(rho + self.rho_shift) + 1e-9) * inside.flatten(1)
-        core = ((reach.abs()[:, None] <= 1) & (reach.abs()[None, :] <= 1)).flatten()
+        place = rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1)
+        # embedding becomes one Gather; fancy indexing becomes a Reshape, which ONNX forbids for no peaks at all
+        dy, dx, rho = F.embedding(place, grid.flatten(1).T).unbind(-1)
+        dy, dx = dy + STRIDE_PX * row_step, dx + STRIDE_PX * column_step
+        weight = (torch.sigmoid(rho + self.rho_shift) + 1e-9) * inside
+        core = (row_step.abs() <= 1) & (column_step.abs() <= 1)
         first_y, first_x = _weighted_mean(dy, weight * core), _weighted_mean(dx, weight * core)
         distance_squared = (dy - first_y[:, None]) ** 2 + (dx - first_x[:, None]) ** 2
         weight = weight / (1 + (distance_squared / self.agreement_px**2) ** 2)
@@ -272,8 +273,13 @@ class LodestarGraph(nn.Module):
 
 
 def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Mean over the last axis."""
-    return (values * weight).sum(-1) / weight.sum(-1)
+    """Mean over the last axis of (N, K), N may be 0.
+
+    As matrix products: ONNX Runtime 1.31 gives a sum over no rows a wrong shape.
+    """
+    ones = torch.ones(values.shape[-1])
+    mean: Tensor = ((values * weight) @ ones) / (weight @ ones)
+    return mean
 
 
 def _moment_kernel() -> Tensor:

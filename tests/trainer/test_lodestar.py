@@ -179,3 +179,8 @@ def test_the_card_says_what_it_learned_from(quick_model):
     assert card.pixel_size_um == 0.1
     assert 4 < card.object_diameter_px < 12
     assert card.settings["seed"] == 1
+
+
+def test_a_frame_without_particles_gives_no_rows(quick_model):
+    empty = np.random.default_rng(0).poisson(160, (70, 90)).astype(np.uint16)
+    assert run(quick_model.trained.graph, empty, 0.9).shape == (0, 2)

@@ -1,0 +1,277 @@
+"""The live loop accounts for every frame, never waits for a sink, and outlives bad frames."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from oneframe.acquisition import BadFrameError, EndOfStream, Frame, SourceError, SourceInfo
+from oneframe.runtime import Detections, ModelCard
+from oneframe.runtime.link import FrameLinker, LinkSettings
+from oneframe.runtime.pipeline import Pipeline
+from oneframe.runtime.seams import Analysed, Missed
+
+CARD = ModelCard("lodestar", "uint16", 1, ("y_px", "x_px", "score"), 0.5, 8.0)
+IMAGE = np.arange(64, dtype=np.uint16).reshape(8, 8)
+
+Event = Frame | Exception | None
+
+
+class Script:
+    """A source that plays a list: frames, errors to raise, None for nothing yet."""
+
+    def __init__(self, events: Iterator[Event], *, live: bool) -> None:
+        self._events = events
+        self.info = SourceInfo("script", live=live)
+        self.closed_in: list[str] = []
+
+    def read(self, timeout_s: float) -> Frame | None:
+        event = next(self._events)
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    def close(self) -> None:
+        self.closed_in.append(threading.current_thread().name)
+
+
+@dataclass
+class Finder:
+    """A model that finds one object, after `gate` was passed."""
+
+    card: ModelCard = CARD
+    gate: Callable[[np.ndarray], None] = lambda _: None
+    seen: list[int] = field(default_factory=list)
+
+    def detect(self, image: np.ndarray) -> Detections:
+        self.gate(image)
+        one = np.ones(1, np.float32)
+        return Detections(one, one, one)
+
+
+@dataclass
+class Notes:
+    """A sink that writes everything down."""
+
+    written: list[Analysed] = field(default_factory=list)
+    missed: list[Missed] = field(default_factory=list)
+    closed: int = 0
+    on_write: Callable[[], None] = lambda: None
+
+    def write(self, analysed: Analysed) -> None:
+        self.on_write()
+        self.written.append(analysed)
+
+    def skip(self, missed: Missed) -> None:
+        self.missed.append(missed)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def frame(index: int) -> Frame:
+    return Frame(IMAGE, index, time.time())
+
+
+def pipeline(events: list[Event], *, live: bool, model: Finder | None = None, **kwargs) -> tuple[Pipeline, Notes]:
+    notes = Notes()
+    sinks = {"notes": notes, **kwargs.pop("sinks", {})}
+    linker = FrameLinker(LinkSettings(max_distance_px=5.0))
+    return Pipeline(Script(iter(events), live=live), model or Finder(), linker, sinks, **kwargs), notes
+
+
+END = EndOfStream("over", n_frames=10)
+
+
+def test_a_recording_is_analysed_frame_by_frame_and_waits_for_a_slow_model():
+    slow = Finder(gate=lambda _: time.sleep(0.002))
+    run, notes = pipeline([*map(frame, range(50)), EndOfStream("over", n_frames=50)], live=False, model=slow,
+                          queue_frames=2)  # fmt: skip
+    ended = run.run()
+    assert [a.frame.index for a in notes.written] == list(range(50))
+    assert (ended.account.seen, ended.account.analysed, ended.account.lost_before) == (50, 50, 0)
+    assert (ended.reason, ended.failed, ended.published) == ("over", False, 50)
+    assert notes.closed == 1
+
+
+def test_gaps_and_the_missing_tail_are_lost_and_told_to_every_sink():
+    run, notes = pipeline([frame(2), frame(3), frame(6), EndOfStream("over", n_frames=9)], live=True)
+    account = run.run().account
+    assert account.before_start == 2
+    assert account.lost_before == 4
+    assert [(m.kind, m.index, m.n_frames) for m in notes.missed] == [("lost", 4, 2), ("lost", 7, 2)]
+    assert account.before_start + account.seen + account.lost_before == 9
+
+
+def test_bad_frames_are_counted_with_their_reason_and_the_run_goes_on():
+    def choke(image: np.ndarray) -> None:
+        if image[0, 0] == 99:
+            raise ValueError("the model takes another frame")
+
+    bad = Frame(np.full((8, 8), 99, np.uint16), 2, time.time())
+    events = [frame(0), BadFrameError("header and bytes disagree", index=1), bad, BadFrameError("no header"), frame(4),
+              EndOfStream("over", n_frames=5)]  # fmt: skip
+    run, notes = pipeline(events, live=True, model=Finder(gate=choke))
+    account = run.run().account
+    assert (account.seen, account.analysed, account.failed, account.lost_before) == (5, 2, 3, 0)
+    assert account.reasons == {
+        "header and bytes disagree": 1,
+        "the model takes another frame": 1,
+        "no header": 1,
+    }
+    assert {m.reason for m in notes.missed if m.kind == "failed"} == set(account.reasons)
+
+
+def test_latest_mode_analyses_the_newest_frame_and_counts_the_others():
+    arrived = threading.Event()
+    release = threading.Event()
+
+    def events() -> Iterator[Event]:
+        yield frame(0)
+        for index in range(1, 20):
+            yield frame(index)
+        arrived.set()
+        release.wait(10)
+        yield EndOfStream("over", n_frames=20)
+
+    def hold(_image: np.ndarray) -> None:
+        arrived.wait(10)
+        release.set()
+
+    notes = Notes()
+    linker = FrameLinker(LinkSettings(max_distance_px=5.0))
+    run = Pipeline(Script(events(), live=True), Finder(gate=hold), linker, {"notes": notes}, mode="latest")
+    account = run.run().account
+    assert notes.written[-1].frame.index == 19
+    assert account.seen == 20
+    assert account.skipped == 20 - len(notes.written) >= 18
+    assert account.reasons == {"a newer frame came first": account.skipped}
+
+
+def test_a_full_queue_of_a_live_source_skips_the_new_frame():
+    arrived = threading.Event()
+
+    def events() -> Iterator[Event]:
+        yield from map(frame, range(10))
+        arrived.set()
+        yield EndOfStream("over", n_frames=10)
+
+    model = Finder(gate=lambda _: arrived.wait(10) and None)
+    notes = Notes()
+    linker = FrameLinker(LinkSettings(max_distance_px=5.0))
+    account = Pipeline(Script(events(), live=True), model, linker, {"notes": notes}, queue_frames=3).run().account
+    assert account.seen == 10
+    assert account.skipped >= 6
+    assert [a.frame.index for a in notes.written][:3] == [0, 1, 2] or notes.written[0].frame.index == 0
+    assert account.reasons == {"the queue for the model was full": account.skipped}
+
+
+def test_a_stuck_sink_never_blocks_the_others():
+    stuck = threading.Event()
+    slow = Notes(on_write=lambda: stuck.wait(10) and None)
+    run, notes = pipeline([*map(frame, range(200)), EndOfStream("over")], live=True, sinks={"slow": slow})
+    done = threading.Thread(target=run.run)
+    done.start()
+    deadline_s = time.monotonic() + 10
+    while len(notes.written) < 200 and time.monotonic() < deadline_s:
+        threading.Event().wait(0.01)
+    assert len(notes.written) == 200
+    assert len(slow.written) == 0
+    stuck.set()
+    done.join(10)
+    assert len(slow.written) == 200
+
+
+def test_a_sink_that_raises_is_left_out_unless_the_run_depends_on_it():
+    def fail() -> None:
+        raise OSError("disk full")
+
+    broken = Notes(on_write=fail)
+    run, notes = pipeline([*map(frame, range(20)), EndOfStream("over")], live=False, sinks={"broken": broken})
+    ended = run.run()
+    assert len(notes.written) == 20
+    assert not ended.failed
+    assert run.sink_drops()["broken"] > 0
+
+    broken = Notes(on_write=fail)
+    events = [*map(frame, range(20)), *[None] * 100_000]
+    run, _ = pipeline(events, live=True, sinks={"record": broken}, essential=frozenset({"record"}))
+    ended = run.run()
+    assert ended.failed
+    assert ended.reason == "record failed: disk full"
+
+
+def test_a_source_that_breaks_down_ends_the_run_with_its_sentence():
+    run, notes = pipeline([frame(0), SourceError("the camera was unplugged")], live=True)
+    ended = run.run()
+    assert ended.failed
+    assert ended.reason == "the camera was unplugged"
+    assert len(notes.written) == 1
+
+    run, _ = pipeline([frame(0), RuntimeError("driver says 42")], live=True)
+    ended = run.run()
+    assert "RuntimeError: driver says 42" in ended.reason
+
+
+@pytest.mark.parametrize("limit", [{"n_frames": 7}, {"seconds": 0.05}])
+def test_limits_end_the_run(limit):
+    def endless() -> Iterator[Event]:
+        index = 0
+        while True:
+            yield frame(index)
+            index += 1
+
+    source = Script(endless(), live=False)
+    linker = FrameLinker(LinkSettings(max_distance_px=5.0))
+    ended = Pipeline(source, Finder(), linker, {}).run(**limit)
+    assert source.closed_in == ["oneframe-source"]
+    if "n_frames" in limit:
+        assert ended.account.seen == ended.account.analysed == 7
+    else:
+        assert ended.reason == "the time asked for was over"
+
+
+def test_stop_from_another_thread_keeps_the_account():
+    stopped = threading.Event()
+
+    def endless() -> Iterator[Event]:
+        index = 0
+        while True:
+            yield frame(index)
+            index += 1
+            if index == 50:
+                stopped.set()
+
+    linker = FrameLinker(LinkSettings(max_distance_px=5.0))
+    run = Pipeline(Script(endless(), live=True), Finder(), linker, {})
+    threading.Thread(target=lambda: (stopped.wait(10), run.stop("enough"))).start()
+    ended = run.run()
+    assert ended.reason == "enough"
+    assert ended.account.seen >= 50
+
+
+def test_status_tells_rates_and_ages():
+    release = threading.Event()
+
+    def events() -> Iterator[Event]:
+        yield from map(frame, range(30))
+        release.wait(10)
+        yield EndOfStream("over")
+
+    linker = FrameLinker(LinkSettings(max_distance_px=5.0))
+    notes = Notes()
+    run = Pipeline(Script(events(), live=True), Finder(), linker, {"notes": notes})
+    worker = threading.Thread(target=run.run)
+    worker.start()
+    deadline_s = time.monotonic() + 10
+    while len(notes.written) < 30 and time.monotonic() < deadline_s:
+        threading.Event().wait(0.01)
+    status = run.status()
+    release.set()
+    worker.join(10)
+    assert (status.seen, status.analysed, status.n_detections) == (30, 30, 1)
+    assert status.camera_fps > 0
+    assert 0 <= status.age_p50_ms <= status.age_p99_ms < 5000
