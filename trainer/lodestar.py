@@ -248,11 +248,11 @@ class LodestarGraph(nn.Module):
         weight = (torch.sigmoid(rho + self.rho_shift) + 1e-9) * inside
         core = (row_step.abs() <= 1) & (column_step.abs() <= 1)
         first_y, first_x = _weighted_mean(dy, weight * core), _weighted_mean(dx, weight * core)
-        distance_squared = (dy - first_y[:, None]) ** 2 + (dx - first_x[:, None]) ** 2
+        distance_squared = (dy - first_y) ** 2 + (dx - first_x) ** 2
         weight = weight / (1 + (distance_squared / self.agreement_px**2) ** 2)
         half_cell_px = (STRIDE_PX - 1) / 2
-        y = STRIDE_PX * row + half_cell_px + _weighted_mean(dy, weight)
-        x = STRIDE_PX * column + half_cell_px + _weighted_mean(dx, weight)
+        y = STRIDE_PX * row + half_cell_px + _weighted_mean(dy, weight)[:, 0]
+        x = STRIDE_PX * column + half_cell_px + _weighted_mean(dx, weight)[:, 0]
         return y, x
 
     def _is_best_near(self, score: Tensor, y: Tensor, x: Tensor, peak_score: Tensor) -> Tensor:
@@ -273,11 +273,11 @@ class LodestarGraph(nn.Module):
 
 
 def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Mean over the last axis of (N, K), N may be 0.
+    """Mean over the last axis of (N, K), shape (N, 1); N may be 0.
 
-    As matrix products: ONNX Runtime 1.31 gives a sum over no rows a wrong shape.
+    As matrix products: ONNX Runtime 1.31 gives the sums of no rows a wrong shape.
     """
-    ones = torch.ones(values.shape[-1])
+    ones = torch.ones(values.shape[-1], 1)
     mean: Tensor = ((values * weight) @ ones) / (weight @ ones)
     return mean
 
