@@ -9,7 +9,7 @@ import pytest
 from oneframe.app.main import parser
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^(oneframe (?:snap|train|live|log|doctor)\b.*?)(?: {2,}.*)?$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^(oneframe (?:snap|train|live|log|doctor)\b.*?)(?: {3,}.*)?$", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
