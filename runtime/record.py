@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import platform
@@ -451,6 +452,9 @@ def _complete(
 ) -> None:
     with _replacing(folder / "detections.csv") as draft:
         _write_csv(draft, db)
+    if importlib.util.find_spec("pyarrow") is not None:
+        with _replacing(folder / "detections.parquet") as draft:
+            _write_parquet(draft, folder / "detections.csv")
     seconds = datetime.fromisoformat(ending["finished"]) - datetime.fromisoformat(run["started"])
     age_p50_ms, age_p99_ms = _percentiles(db, "age_ms", (50, 99))
     (inference_p50_ms,) = _percentiles(db, "inference_ms", (50,))
@@ -474,6 +478,14 @@ def _write_csv(path: Path, db: sqlite3.Connection) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(names)
         writer.writerows(rows)
+
+
+def _write_parquet(path: Path, table: Path) -> None:
+    """Write the same table as Parquet."""
+    from pyarrow import csv as arrow_csv
+    from pyarrow import parquet
+
+    parquet.write_table(arrow_csv.read_csv(table), path)
 
 
 def _as_text(name: str) -> str:

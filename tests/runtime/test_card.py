@@ -72,7 +72,7 @@ def test_a_number_that_json_does_not_know_is_refused():
         ({"columns": ("y_px", "x_px", "score", "colour")}, "colour"),
         ({"threshold": 1.5}, "threshold must be a score from 0 to 1, got 1.5"),
         ({"threshold": float("nan")}, "threshold must be a score from 0 to 1, got nan"),
-        ({"n_channels": 0}, "n_channels must be 1 or more, got 0"),
+        ({"n_channels": 0}, "n_channels must be a whole number of 1 or more, got 0"),
         ({"object_diameter_px": 0.0}, "object_diameter_px must be above 0, got 0"),
         ({"object_diameter_px": float("inf")}, "object_diameter_px must be above 0, got inf"),
     ],
