@@ -121,7 +121,7 @@ class Publisher:
         self._look_for_subscribers(0.0)
         return self._put(encode_frame(frame, self._series), timeout_s)
 
-    def end(self, reason: str, total: int, *, linger_s: float = 2.0) -> None:
+    def end(self, reason: str, total: int, *, linger_s: float = 5.0) -> None:
         """End the series; repeat it until every subscriber has left, `linger_s` seconds at most.
 
         A subscriber whose queue is full misses a message; one that has seen the end leaves.

@@ -77,13 +77,13 @@ def test_a_late_subscriber_knows_what_was_before(quick_model, tmp_path):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs a signal that stops a process")
 def test_a_subscriber_that_stands_still_counts_what_it_lost(quick_model, tmp_path):
-    scene = "sim:beads?width=256&height=256&n=6&fps=300&frames=600"
+    scene = "sim:beads?width=256&height=256&n=6&fps=120&frames=600"
     with oneframe("serve", scene, "--bind", "tcp://127.0.0.1:0", "--wait") as (_, served):
         address = served(is_a("serving"))["address"]
         with oneframe("log", str(quick_model.path), "--source", address, "-o", str(tmp_path / "run")) as (log, logged):
             logged(lambda event: event.get("analysed", 0) > 5)
             log.send_signal(signal.SIGSTOP)
-            served(lambda event: event.get("sent", 0) >= 450)
+            served(lambda event: event.get("sent", 0) >= 250)
             log.send_signal(signal.SIGCONT)
             logged(is_a("done"))
     check_account(tmp_path / "run", 600)
