@@ -25,6 +25,7 @@ from oneframe.trainer.crops import (
     Normalisation,
     Views,
     ViewSettings,
+    extent_of,
     normalisation_from,
     particle_alone,
     random_views,
@@ -34,6 +35,10 @@ from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, fit
 
 STRIDE_PX = 2
 """Edge of a cell of the prediction grid, in (pooled) pixels."""
+
+
+LARGEST_OBJECT_PX = 36
+"""Larger particles are averaged down first, so that a cell's field of view (34 px) takes in the whole of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,20 +330,6 @@ def measure(
     return Quality(error_px, covered, float(grid[:, 2].amax((1, 2)).median()))
 
 
-def object_diameter_px(particle: NDArray[np.float32], box: Box, noise: float) -> float:
-    """Return the diameter of the circle that holds what stands out from the noise in `particle` (S, S).
-
-    The distance that holds 95 % of the pixels above a third of the contrast, within the box.
-    """
-    middle = particle.shape[0] // 2
-    half = box.side_px // 2
-    part = np.abs(particle[middle - half : middle + half + 1, middle - half : middle + half + 1])
-    part = F.avg_pool2d(torch.from_numpy(part)[None, None], 3, 1, 1)[0, 0].numpy()
-    y, x = np.nonzero(part > max(0.33 * part.max(), 2 * noise))
-    centre_y, centre_x = y.mean(), x.mean()
-    return float(min(2 * np.quantile(np.hypot(y - centre_y, x - centre_x), 0.95) + 1, box.side_px))
-
-
 def train_lodestar(
     image: NDArray[Any],
     box: Box,
@@ -358,16 +349,17 @@ def train_lodestar(
         If `cancel` was set.
     """
     normalisation = normalisation_from(image, box)
-    pooling = max(1, round(box.side_px / 56))
-    view_px = _view_px(box.side_px / pooling)
+    extent = extent_of(image, box, normalisation)
+    pooling = max(1, round(extent.diameter_px / LARGEST_OBJECT_PX + 0.3))
+    diameter = extent.diameter_px / pooling  # from here on in pooled pixels
+    view_px = int(max(40, 2 * math.ceil((diameter + 24) / 2)))
+    view = ViewSettings(view_px, settings.n_views, settings.n_cut, cut_px=diameter / 2 + 3)
     reach_px = math.ceil(view_px * math.sqrt(2) + 6) * pooling
     rng = np.random.default_rng([seed, 1])
-    particle = particle_alone(image, box, normalisation, reach_px=reach_px, rng=rng)
-    diameter_px = object_diameter_px(particle, box, normalisation.noise)
-    frame_noise = normalisation.noise / pooling
+    particle = particle_alone(image, box, normalisation, extent, reach_px=reach_px, rng=rng)
     fine = refined(_pooled(particle, pooling))
-    view = ViewSettings(view_px, settings.n_views, settings.n_cut, cut_px=diameter_px / pooling / 2 + 3)
-    reach_cells = min(7, max(2, math.ceil(diameter_px / pooling / 4) + 1))
+    frame_noise = normalisation.noise / pooling
+    reach_cells = min(7, max(2, math.ceil(diameter / 4) + 1))
 
     tried: list[str] = []
     for attempt in range(1, settings.max_attempts + 1):
@@ -392,7 +384,7 @@ def train_lodestar(
             "box one clear, isolated particle with a rim of background, or train for more --steps"
         )
     graph = LodestarGraph(
-        network, normalisation, settings, pooling=pooling, reach_cells=reach_cells, diameter_px=diameter_px
+        network, normalisation, settings, pooling=pooling, reach_cells=reach_cells, diameter_px=extent.diameter_px
     ).eval()
     # The loss fixes only ratios of weights; set the level so that a view's peak has w = 0.9.
     graph.rho_shift.fill_(math.log(0.9 / 0.1) - quality.peak_rho)
@@ -403,7 +395,7 @@ def train_lodestar(
         n_channels=1,
         columns=("y_px", "x_px", "score"),
         threshold=threshold,
-        object_diameter_px=round(diameter_px, 2),
+        object_diameter_px=round(extent.diameter_px, 2),
         normalisation={"offset": normalisation.offset, "scale": normalisation.scale},
         trained_ranges={"gain": view.gain, "shift_px": (-view.shift_px, view.shift_px)},
         settings={**asdict(settings), "seed": seed, "view_px": view.view_px, "pooling": pooling, "attempts": attempt},
@@ -422,11 +414,6 @@ def _pooled(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     n_blocks = image.shape[0] // factor
     blocks = image[: n_blocks * factor, : n_blocks * factor].reshape(n_blocks, factor, n_blocks, factor)
     return np.asarray(blocks.mean((1, 3)), np.float32)
-
-
-def _view_px(box_side_px: float) -> int:
-    """Edge of the views: the box and room to shift, even, not below 40 and not above 80."""
-    return int(min(80, max(40, 2 * math.ceil((box_side_px + 8) / 2))))
 
 
 def _train_once(

@@ -8,6 +8,7 @@ from oneframe.acquisition.simulated import add_bead, bead_table
 from oneframe.trainer.crops import (
     Box,
     ViewSettings,
+    extent_of,
     normalisation_from,
     particle_alone,
     random_views,
@@ -68,7 +69,11 @@ def test_neighbours_and_the_frame_edge_become_background():
     rng = np.random.default_rng(0)
     image = 100 + rng.normal(0, 5, (81, 81)) + bead_image(12, 12, photons=50000.0) + bead_image(12, 50, photons=50000.0)
     box = Box(0, 0, 25, 25)
-    alone = particle_alone(image, box, normalisation_from(image, box), reach_px=40, rng=rng)
+    read = normalisation_from(image, box)
+    extent = extent_of(image, box, read)
+    assert (extent.y_px, extent.x_px) == (12, 12)
+    assert 8 < extent.diameter_px < 16
+    alone = particle_alone(image, box, read, extent, reach_px=40, rng=rng)
     assert alone.shape == (81, 81)
     outside = np.ones((81, 81), bool)
     outside[28:53, 28:53] = False
