@@ -32,16 +32,16 @@ def qt(qt_application) -> Iterator[object]:
 
 
 @pytest.fixture(scope="session")
-def quick_model(tmp_path_factory):
-    """A model file trained for a few seconds on one simulated bead; shared, never written to."""
+def bead_model(tmp_path_factory):
+    """A model file trained with the default settings on one simulated bead; shared, never written to."""
     pytest.importorskip("torch", reason="needs oneframe[train]")
-    from microscope import QuickModel, snapped
+    from microscope import BeadModel, snapped
 
     from oneframe.export import export
     from oneframe.trainer import train
 
     snap = snapped()
-    trained = train(snap.frame.pixels, box=snap.box, seed=1, steps=500, pixel_size_um=0.1, source="snap.tif")
+    trained = train(snap.frame.pixels, box=snap.box, seed=1, pixel_size_um=0.1, source="snap.tif")
     path = tmp_path_factory.mktemp("model") / "bead.onnx"
     export(trained, path)
-    return QuickModel(path, trained, snap)
+    return BeadModel(path, trained, snap)

@@ -1,4 +1,4 @@
-"""The simulated microscope as the tests use it: one scene, one box, one quickly trained model."""
+"""The simulated microscope as the tests use it: one scene, one box, one trained model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +43,8 @@ def yx(table: Any) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class QuickModel:
-    """A model trained for a few seconds, and where its file is."""
+class BeadModel:
+    """A trained model, and where its file is."""
 
     path: Path
     trained: Any

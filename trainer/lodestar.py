@@ -25,6 +25,7 @@ from oneframe.trainer.crops import (
     Normalisation,
     Views,
     ViewSettings,
+    denoised,
     extent_of,
     normalisation_from,
     particle_alone,
@@ -46,8 +47,9 @@ class LodestarSettings:
     """Settings of one training."""
 
     n_steps: int = 1500
-    """Gradient steps; each sees `n_views` views of the crop."""
-    n_views: int = 8
+    """Gradient steps."""
+    n_views: int = 10
+    """Views of the crop a step."""
     channels: int = 32
     """Width of the network."""
     n_convolutions: int = 8
@@ -59,6 +61,9 @@ class LodestarSettings:
     Near cells only from the start makes two of three trainings restart."""
     within_weight: float = 0.1
     """Weight of the internal-consistency loss against the equivariance loss."""
+    averaged_cells: int = 3
+    """Edge of the square over which the weights are averaged before they weigh the predictions. Differs from the paper:
+    without it one cell has all the say, and its own small errors depend on where in the cell the particle lies."""
     dropout: float = 0.01
     """Share of the weights left out of a view's average, as in the paper."""
     alpha: float = 0.5
@@ -100,7 +105,12 @@ def cell_positions(grid: Tensor) -> Tensor:
     return grid[:, :2] + torch.stack(torch.meshgrid(y, x, indexing="ij"))
 
 
-def consensus(grid: Tensor, reach_cells: int, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def averaged_weights(rho: Tensor, n_cells: int) -> Tensor:
+    """Return the weights (B, h, w) of a grid's third channel, averaged over squares of `n_cells`."""
+    return F.avg_pool2d(torch.sigmoid(rho)[:, None], n_cells, 1, n_cells // 2)[:, 0]
+
+
+def consensus(grid: Tensor, reach_cells: int, n_cells: int, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Average each view's predictions with their weights, near the peak of the weights.
 
     The weighted average of the paper, taken only within `reach_cells` of the peak, as the deployed graph does.
@@ -109,6 +119,8 @@ def consensus(grid: Tensor, reach_cells: int, keep: Tensor | None = None) -> tup
     ----------
     grid : (B, 3, h, w)
     reach_cells : int
+    n_cells : int
+        As in `averaged_weights`.
     keep : (B, h, w) of 0 and 1, optional
         Weights that are not left out by dropout.
 
@@ -117,12 +129,9 @@ def consensus(grid: Tensor, reach_cells: int, keep: Tensor | None = None) -> tup
     position : (B, 2) px relative to the centre of the view
     spread : (B,) px
         Weighted mean distance, summed over the axes, of the predictions from `position`.
-    share : (B, h, w)
-        Normalised weights.
     """
-    weight = torch.sigmoid(grid[:, 2])
-    smooth = F.avg_pool2d(weight[:, None], 3, 1, 1)[:, 0]
-    peak = smooth.flatten(1).argmax(1)
+    weight = averaged_weights(grid[:, 2], n_cells)
+    peak = weight.flatten(1).argmax(1)
     h, w = weight.shape[-2:]
     row, column = torch.arange(h)[None, :, None], torch.arange(w)[None, None, :]
     near_row = (row - (peak // w)[:, None, None]).abs() <= reach_cells
@@ -132,7 +141,7 @@ def consensus(grid: Tensor, reach_cells: int, keep: Tensor | None = None) -> tup
     predicted = cell_positions(grid)
     position = (predicted * share[:, None]).sum((2, 3))
     spread = ((predicted - position[:, :, None, None]).abs().sum(1) * share).sum((1, 2))
-    return position, spread, share
+    return position, spread
 
 
 def lodestar_loss(
@@ -145,7 +154,7 @@ def lodestar_loss(
     The paper, Methods, "Training": the between and the within loss.
     """
     keep = (torch.rand(grid[:, 2].shape, generator=generator) >= settings.dropout).to(grid.dtype)
-    position, spread, _ = consensus(grid, reach_cells, keep)
+    position, spread = consensus(grid, reach_cells, settings.averaged_cells, keep)
     in_source = views.to_source(position)
     agreed = in_source[: views.n_whole].mean(0)
     whole = (in_source[: views.n_whole] - agreed).abs().sum()
@@ -175,12 +184,13 @@ class LodestarGraph(nn.Module):
         self.network = network
         self.offset, self.scale = normalisation.offset, normalisation.scale
         self.alpha, self.beta = settings.alpha, settings.beta
+        self.averaged_cells = settings.averaged_cells
         self.pooling = pooling
         self.reach_cells = reach_cells
         cells = diameter_px / (STRIDE_PX * pooling)
         self.peak_cells = max(1, round(0.25 * cells))
         self.merge_cells = max(1, round(0.4 * cells))
-        self.agreement_px = max(2.0, diameter_px / pooling / 4)  # in pooled pixels, like all inside this class
+        self.agreement_px = max(1.0, diameter_px / pooling / 8)  # in pooled pixels, like all inside this class
         self.register_buffer("rho_shift", torch.zeros(()))
         self.register_buffer("moments", _moment_kernel())
 
@@ -248,9 +258,10 @@ class LodestarGraph(nn.Module):
         inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
         place = rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1)
         # embedding becomes one Gather; fancy indexing becomes a Reshape, which ONNX forbids for no peaks at all
-        dy, dx, rho = F.embedding(place, grid.flatten(1).T).unbind(-1)
+        weights = averaged_weights(grid[2:] + self.rho_shift, self.averaged_cells)
+        dy, dx, weight = F.embedding(place, torch.cat([grid[:2], weights]).flatten(1).T).unbind(-1)
         dy, dx = dy + STRIDE_PX * row_step, dx + STRIDE_PX * column_step
-        weight = (torch.sigmoid(rho + self.rho_shift) + 1e-9) * inside
+        weight = (weight + 1e-9) * inside
         core = (row_step.abs() <= 1) & (column_step.abs() <= 1)
         first_y, first_x = _weighted_mean(dy, weight * core), _weighted_mean(dx, weight * core)
         distance_squared = (dy - first_y) ** 2 + (dx - first_x) ** 2
@@ -315,14 +326,21 @@ class Quality:
 
 @torch.no_grad()
 def measure(
-    network: LodestarNetwork, fine: Tensor, view: ViewSettings, frame_noise: float, reach_cells: int, seed: int
+    network: LodestarNetwork,
+    fine: Tensor,
+    view: ViewSettings,
+    frame_noise: float,
+    *,
+    reach_cells: int,
+    n_cells: int,
+    seed: int,
 ) -> Quality:
     """Look at 64 fresh views, read as the deployed graph reads them."""
     generator = torch.Generator().manual_seed(seed)
     calm = replace(view, n_views=64, n_cut=0, gain=(1.0, 1.0), offset=0.0, noise=0.0)
     views = random_views(fine, calm, frame_noise, generator)
     grid = network(views.images)
-    position, _, _ = consensus(grid, reach_cells)
+    position, _ = consensus(grid, reach_cells, n_cells)
     in_source = views.to_source(position)
     error_px = float((in_source - in_source.mean(0)).square().mean().sqrt())
     weight = torch.sigmoid(grid[:, 2])
@@ -357,7 +375,7 @@ def train_lodestar(
     reach_px = math.ceil(view_px * math.sqrt(2) + 6) * pooling
     rng = np.random.default_rng([seed, 1])
     particle = particle_alone(image, box, normalisation, extent, reach_px=reach_px, rng=rng)
-    fine = refined(_pooled(particle, pooling))
+    fine = refined(denoised(_pooled(particle, pooling), diameter))
     frame_noise = normalisation.noise / pooling
     reach_cells = min(7, max(2, math.ceil(diameter / 4) + 1))
 
@@ -374,7 +392,9 @@ def train_lodestar(
             cancel,
             attempt,
         )
-        quality = measure(network, fine, view, frame_noise, reach_cells, seed)
+        quality = measure(
+            network, fine, view, frame_noise, reach_cells=reach_cells, n_cells=settings.averaged_cells, seed=seed
+        )
         if quality.converged:
             break
         tried.append(f"error {quality.error_px:.2f} px, weights over {100 * quality.covered:.0f} % of the view")

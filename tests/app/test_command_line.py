@@ -45,9 +45,9 @@ def test_snap_keeps_pixels_dtype_and_pixel_size(snap_file):
     assert frame.pixel_size_um == pytest.approx(0.1)
 
 
-def test_train_verify_info_detect(capsys, snap_file, tmp_path, quick_model):
+def test_train_verify_info_detect(capsys, snap_file, tmp_path, bead_model):
     model = str(tmp_path / "bead.onnx")
-    box = [str(n) for n in quick_model.snap.box]
+    box = [str(n) for n in bead_model.snap.box]
     events = succeeds(capsys, "train", str(snap_file), "--box", *box, "-o", model, "--steps", "250", "--seed", "1")
     assert events[-1]["event"] == "done"
     assert events[-1]["quality"]["view_error_px"] < 0.2
@@ -68,21 +68,21 @@ def test_train_verify_info_detect(capsys, snap_file, tmp_path, quick_model):
     assert overlay.stat().st_size > 1000
 
 
-def test_detect_goes_on_after_a_bad_frame_and_says_so(capsys, quick_model, tmp_path):
-    good = quick_model.snap.frame.pixels
+def test_detect_goes_on_after_a_bad_frame_and_says_so(capsys, bead_model, tmp_path):
+    good = bead_model.snap.frame.pixels
     np.save(tmp_path / "stack.npy", np.stack([good, np.full_like(good, 5), good]))
     out = tmp_path / "found.csv"
-    error = fails(capsys, "detect", str(quick_model.path), str(tmp_path / "stack.npy"), "-o", str(out))
+    error = fails(capsys, "detect", str(bead_model.path), str(tmp_path / "stack.npy"), "-o", str(out))
     assert "1 frames could not be used, the others are in" in error
     assert "frame 1: expected an image, got the constant value 5" in error
     rows = np.genfromtxt(out, delimiter=",", names=True, dtype=None, encoding="utf-8")
     assert set(rows["frame"]) == {0, 2}
 
 
-def test_log_accounts_for_every_frame(capsys, quick_model, tmp_path):
+def test_log_accounts_for_every_frame(capsys, bead_model, tmp_path):
     run = tmp_path / "run"
     source = SCENE + "&seed=3&frames=40"
-    done = succeeds(capsys, "log", str(quick_model.path), "--source", source, "-o", str(run), "--save-frames")[-1]
+    done = succeeds(capsys, "log", str(bead_model.path), "--source", source, "-o", str(run), "--save-frames")[-1]
     assert (done["seen"], done["analysed"], done["skipped"], done["failed"], done["lost_before"]) == (40, 40, 0, 0, 0)
     account = read_run(run)["account"]
     assert account["seen"] == account["analysed"] + account["skipped"] + account["failed"] == 40
@@ -90,16 +90,16 @@ def test_log_accounts_for_every_frame(capsys, quick_model, tmp_path):
     assert set(rows["frame"]) == set(range(40))
     with tifffile.TiffFile(run / "frames.tif") as pages:
         assert len(pages.pages) == 40
-    again = fails(capsys, "log", str(quick_model.path), "--source", source, "-o", str(run))
+    again = fails(capsys, "log", str(bead_model.path), "--source", source, "-o", str(run))
     assert "run" in again
     assert "another name" in again or "overwritten" in again
 
 
-def test_a_run_that_was_killed_can_be_recovered(capsys, quick_model, tmp_path):
+def test_a_run_that_was_killed_can_be_recovered(capsys, bead_model, tmp_path):
     import sqlite3
 
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "oneframe.app", "log", str(quick_model.path), "-o", str(run), "--json"]
+    command = [sys.executable, "-m", "oneframe.app", "log", str(bead_model.path), "-o", str(run), "--json"]
     logger = subprocess.Popen([*command, "--source", SCENE + "&seed=3&fps=50"], stdout=subprocess.PIPE, text=True)
     assert logger.stdout is not None
     for line in logger.stdout:
@@ -120,9 +120,9 @@ def test_a_run_that_was_killed_can_be_recovered(capsys, quick_model, tmp_path):
 
 
 @pytest.fixture
-def files(tmp_path, snap_file, quick_model):
+def files(tmp_path, snap_file, bead_model):
     """Every kind of file a user may hand in by mistake."""
-    good = quick_model.snap.frame.pixels
+    good = bead_model.snap.frame.pixels
     tifffile.imwrite(tmp_path / "rgb.tif", np.stack([good.astype(np.uint8)] * 2 + [good.astype(np.uint8) // 2], -1),
                      photometric="rgb")  # fmt: skip
     tifffile.imwrite(tmp_path / "stack.tif", np.stack([good] * 3), photometric="minisblack")
@@ -130,9 +130,9 @@ def files(tmp_path, snap_file, quick_model):
     np.save(tmp_path / "nan.npy", np.where(good > 200, np.nan, good).astype(np.float32))
     (tmp_path / "cut.tif").write_bytes(snap_file.read_bytes()[:3000])
     (tmp_path / "text.tif").write_text("not an image")
-    (tmp_path / "cut.onnx").write_bytes(quick_model.path.read_bytes()[:2000])
+    (tmp_path / "cut.onnx").write_bytes(bead_model.path.read_bytes()[:2000])
     (tmp_path / "there.onnx").write_bytes(b"mine")
-    return {"folder": tmp_path, "snap": snap_file, "model": quick_model.path}
+    return {"folder": tmp_path, "snap": snap_file, "model": bead_model.path}
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ def test_all_five_steps_are_shown():
     assert len(COMMANDS) == 5
 
 
-def test_the_python_example_runs(quick_model, monkeypatch, capsys):
+def test_the_python_example_runs(bead_model, monkeypatch, capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    monkeypatch.chdir(quick_model.path.parent)
-    exec(compile(example, "README.md", "exec"), {"image": quick_model.snap.frame.pixels})
+    monkeypatch.chdir(bead_model.path.parent)
+    exec(compile(example, "README.md", "exec"), {"image": bead_model.snap.frame.pixels})
     assert "[" in capsys.readouterr().out
 
 

@@ -30,30 +30,30 @@ assert not any(name.startswith(("oneframe", "torch")) or name == "onnx" for name
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (101, 173), (512, 512), (1000, 1200)])
-def test_bare_onnxruntime_gives_the_positions_of_detect(quick_model, tmp_path, shape):
+def test_bare_onnxruntime_gives_the_positions_of_detect(bead_model, tmp_path, shape):
     height, width = shape
     n = max(4, height * width // 4000)
     with_n = f"sim:beads?width={width}&height={height}&n={n}&seed=3&lifetime=0"
     image = open_source(with_n).read(10).pixels
     assert image.dtype == np.uint16
     np.save(tmp_path / "image.npy", image)
-    command = [sys.executable, "-c", BARE, str(quick_model.path), str(tmp_path / "image.npy")]
+    command = [sys.executable, "-c", BARE, str(bead_model.path), str(tmp_path / "image.npy")]
     subprocess.run(command, check=True, timeout=60)
     bare = np.load(tmp_path / "image.npy.found.npy")
-    found = load_model(quick_model.path).detect(image)
+    found = load_model(bead_model.path).detect(image)
     assert len(bare) == len(found) >= n // 2
     np.testing.assert_allclose(bare[:, :2], yx(found), atol=1e-4)
 
 
-def test_an_image_without_particles_gives_no_rows(quick_model):
+def test_an_image_without_particles_gives_no_rows(bead_model):
     empty = np.random.default_rng(0).poisson(160, (71, 90)).astype(np.uint16)
-    assert len(load_model(quick_model.path, threshold=0.9).detect(empty)) == 0
+    assert len(load_model(bead_model.path, threshold=0.9).detect(empty)) == 0
 
 
-def test_the_file_holds_card_and_self_test(quick_model):
+def test_the_file_holds_card_and_self_test(bead_model):
     import onnx
 
-    held = {entry.key: entry.value for entry in onnx.load(quick_model.path).metadata_props}
+    held = {entry.key: entry.value for entry in onnx.load(bead_model.path).metadata_props}
     card = json.loads(held["oneframe"])
     assert card["method"] == "lodestar"
     assert card["speed"]["frame_height_px"] == 128
@@ -61,27 +61,27 @@ def test_the_file_holds_card_and_self_test(quick_model):
     assert json.loads(held["oneframe.selftest"])["dtype"] == "<u2"
 
 
-def test_the_optimised_graph_holds_blocked_convolutions(quick_model, tmp_path):
+def test_the_optimised_graph_holds_blocked_convolutions(bead_model, tmp_path):
     import onnx
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    onnxruntime.InferenceSession(quick_model.path, options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(bead_model.path, options, providers=["CPUExecutionProvider"])
     kinds = [(node.domain, node.op_type) for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert ("com.microsoft.nchwc", "Conv") in kinds
 
 
-def test_a_model_is_never_overwritten(quick_model, tmp_path):
+def test_a_model_is_never_overwritten(bead_model, tmp_path):
     path = tmp_path / "there.onnx"
     path.write_bytes(b"mine")
     with pytest.raises(FileExistsError, match="exists and a model is never overwritten; choose another name"):
-        export_room.export(quick_model.trained, path)
+        export_room.export(bead_model.trained, path)
     assert path.read_bytes() == b"mine"
 
 
-def test_a_graph_that_onnxruntime_reads_differently_is_not_written(quick_model, tmp_path):
+def test_a_graph_that_onnxruntime_reads_differently_is_not_written(bead_model, tmp_path):
     from oneframe.trainer.lodestar import LodestarGraph
 
     class Drifting(LodestarGraph):
@@ -94,14 +94,14 @@ def test_a_graph_that_onnxruntime_reads_differently_is_not_written(quick_model, 
             y, x, score = super().forward(image, threshold)
             return y + 0.5 * self.calls, x, score
 
-    graph = copy.deepcopy(quick_model.trained.graph)
+    graph = copy.deepcopy(bead_model.trained.graph)
     graph.__class__ = Drifting
-    trained = dataclasses.replace(quick_model.trained, graph=graph)
+    trained = dataclasses.replace(bead_model.trained, graph=graph)
     with pytest.raises(export_room.ExportError, match=r"torch's \d+ objects within 0\.001 px, got"):
         export_room.export(trained, tmp_path / "drifting.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_example_that_contradicts_the_card_is_refused(quick_model):
+def test_an_example_that_contradicts_the_card_is_refused(bead_model):
     with pytest.raises(ValueError, match="example must be uint16 with 2 axes, got float32"):
-        dataclasses.replace(quick_model.trained, example=np.zeros((8, 8), np.float32))
+        dataclasses.replace(bead_model.trained, example=np.zeros((8, 8), np.float32))

@@ -55,7 +55,7 @@ def in_new_interpreter(code: str) -> str:
     return done.stdout
 
 
-def test_detecting_and_logging_load_neither_torch_nor_onnx_nor_pandas_nor_qt(quick_model, tmp_path):
+def test_detecting_and_logging_load_neither_torch_nor_onnx_nor_pandas_nor_qt(bead_model, tmp_path):
     """The whole base job in an interpreter in which those packages cannot be imported."""
     code = f"""
 import sys
@@ -65,9 +65,9 @@ import oneframe.acquisition, oneframe.runtime
 from oneframe.app.main import main
 source = "sim:beads?width=160&height=128&n=10&frames=5"
 assert main(["snap", source, "-o", {str(tmp_path / "a.tif")!r}]) == 0
-assert main(["detect", {str(quick_model.path)!r}, {str(tmp_path / "a.tif")!r}, "-o", {str(tmp_path / "d.csv")!r}]) == 0
-assert main(["log", {str(quick_model.path)!r}, "--source", source, "-o", {str(tmp_path / "run")!r}]) == 0
-assert main(["verify", {str(quick_model.path)!r}]) == 0
+assert main(["detect", {str(bead_model.path)!r}, {str(tmp_path / "a.tif")!r}, "-o", {str(tmp_path / "d.csv")!r}]) == 0
+assert main(["log", {str(bead_model.path)!r}, "--source", source, "-o", {str(tmp_path / "run")!r}]) == 0
+assert main(["verify", {str(bead_model.path)!r}]) == 0
 """
     assert "5 frames seen = 5 analysed" in in_new_interpreter(code)
     slow = {"torch", "onnx", "pandas", "PySide6", "scipy"}

@@ -12,9 +12,9 @@ from microscope import SCENE
 pytest.importorskip("pyqtgraph", reason="needs oneframe[view]", exc_type=ImportError)
 
 
-def test_the_window_shows_rings_on_the_particles(quick_model, tmp_path):
+def test_the_window_shows_rings_on_the_particles(bead_model, tmp_path):
     shot = tmp_path / "live.png"
-    command = [sys.executable, "-m", "oneframe.app", "live", str(quick_model.path), "--source", SCENE + "&fps=40"]
+    command = [sys.executable, "-m", "oneframe.app", "live", str(bead_model.path), "--source", SCENE + "&fps=40"]
     done = subprocess.run(
         [*command, "--screenshot", str(shot), "-o", str(tmp_path / "run")],
         env=os.environ | {"QT_QPA_PLATFORM": "offscreen"},
@@ -34,8 +34,8 @@ def test_the_window_shows_rings_on_the_particles(quick_model, tmp_path):
     assert (tmp_path / "run" / "detections.csv").is_file()
 
 
-def test_a_window_that_cannot_open_does_not_end_a_logged_run(quick_model, tmp_path):
-    command = [sys.executable, "-m", "oneframe.app", "live", str(quick_model.path), "--source", SCENE + "&frames=30"]
+def test_a_window_that_cannot_open_does_not_end_a_logged_run(bead_model, tmp_path):
+    command = [sys.executable, "-m", "oneframe.app", "live", str(bead_model.path), "--source", SCENE + "&frames=30"]
     done = subprocess.run(
         [*command, "-o", str(tmp_path / "run")],
         env=os.environ | {"QT_QPA_PLATFORM": "no-such-platform"},

@@ -52,10 +52,10 @@ def check_account(run: Path, n_published: int) -> dict[str, Any]:
     return account
 
 
-def test_with_wait_nothing_is_lost(quick_model, tmp_path):
+def test_with_wait_nothing_is_lost(bead_model, tmp_path):
     with oneframe("serve", SCENE + "&fps=200&frames=120", "--bind", "tcp://127.0.0.1:0", "--wait") as (_, served):
         address = served(is_a("serving"))["address"]
-        with oneframe("log", str(quick_model.path), "--source", address, "-o", str(tmp_path / "run")) as (log, logged):
+        with oneframe("log", str(bead_model.path), "--source", address, "-o", str(tmp_path / "run")) as (log, logged):
             logged(is_a("done"))
             assert log.wait(20) == 0
         assert served(is_a("done"))["sent"] == 120
@@ -64,11 +64,11 @@ def test_with_wait_nothing_is_lost(quick_model, tmp_path):
     assert account["before_start"] == account["lost_before"] == 0
 
 
-def test_a_late_subscriber_knows_what_was_before(quick_model, tmp_path):
+def test_a_late_subscriber_knows_what_was_before(bead_model, tmp_path):
     with oneframe("serve", SCENE + "&fps=40&frames=160", "--bind", "tcp://127.0.0.1:0") as (_, served):
         address = served(is_a("serving"))["address"]
         served(lambda event: event.get("sent", 0) >= 20)
-        with oneframe("log", str(quick_model.path), "--source", address, "-o", str(tmp_path / "run")) as (_, logged):
+        with oneframe("log", str(bead_model.path), "--source", address, "-o", str(tmp_path / "run")) as (_, logged):
             logged(is_a("done"))
     account = check_account(tmp_path / "run", 160)
     assert account["before_start"] >= 20
@@ -76,11 +76,11 @@ def test_a_late_subscriber_knows_what_was_before(quick_model, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs a signal that stops a process")
-def test_a_subscriber_that_stands_still_counts_what_it_lost(quick_model, tmp_path):
+def test_a_subscriber_that_stands_still_counts_what_it_lost(bead_model, tmp_path):
     scene = "sim:beads?width=256&height=256&n=6&fps=120&frames=600"
     with oneframe("serve", scene, "--bind", "tcp://127.0.0.1:0", "--wait") as (_, served):
         address = served(is_a("serving"))["address"]
-        with oneframe("log", str(quick_model.path), "--source", address, "-o", str(tmp_path / "run")) as (log, logged):
+        with oneframe("log", str(bead_model.path), "--source", address, "-o", str(tmp_path / "run")) as (log, logged):
             logged(lambda event: event.get("analysed", 0) > 5)
             log.send_signal(signal.SIGSTOP)
             served(lambda event: event.get("sent", 0) >= 250)
@@ -89,7 +89,7 @@ def test_a_subscriber_that_stands_still_counts_what_it_lost(quick_model, tmp_pat
     check_account(tmp_path / "run", 600)
 
 
-def test_messages_that_lie_are_failed_frames_and_the_run_goes_on(quick_model, tmp_path):
+def test_messages_that_lie_are_failed_frames_and_the_run_goes_on(bead_model, tmp_path):
     import threading
 
     import zmq
@@ -97,7 +97,7 @@ def test_messages_that_lie_are_failed_frames_and_the_run_goes_on(quick_model, tm
     from oneframe.acquisition import SourceInfo
     from oneframe.acquisition.wire import encode_end, encode_frame, encode_start
 
-    frame = quick_model.snap.frame
+    frame = bead_model.snap.frame
     with zmq.Context() as context, context.socket(zmq.XPUB) as publisher:
         publisher.linger = 2000
         port = publisher.bind_to_random_port("tcp://127.0.0.1")
@@ -114,7 +114,7 @@ def test_messages_that_lie_are_failed_frames_and_the_run_goes_on(quick_model, tm
         thread = threading.Thread(target=publish)
         thread.start()
         source, run = f"zmq+tcp://127.0.0.1:{port}", tmp_path / "run"
-        with oneframe("log", str(quick_model.path), "--source", source, "-o", str(run)) as (_, logged):
+        with oneframe("log", str(bead_model.path), "--source", source, "-o", str(run)) as (_, logged):
             done = logged(is_a("done"))
         thread.join(10)
     assert (done["seen"], done["analysed"], done["failed"], done["lost_before"]) == (7, 5, 2, 0)

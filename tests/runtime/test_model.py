@@ -10,17 +10,17 @@ from oneframe.runtime.truth import TruthComparison
 
 
 @pytest.fixture(scope="module")
-def model(quick_model):
-    return load_model(quick_model.path)
+def model(bead_model):
+    return load_model(bead_model.path)
 
 
-def test_detects_what_torch_detects(quick_model, model):
+def test_detects_what_torch_detects(bead_model, model):
     import torch
 
-    for image in (quick_model.snap.frame.pixels, beads("&seed=50").read(1.0).pixels[:101, :73]):
+    for image in (bead_model.snap.frame.pixels, beads("&seed=50").read(1.0).pixels[:101, :73]):
         found = model.detect(image)
         with torch.no_grad():
-            y, x, score = quick_model.trained.graph(
+            y, x, score = bead_model.trained.graph(
                 torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(model.threshold)
             )
         assert len(found) > 0
@@ -28,25 +28,25 @@ def test_detects_what_torch_detects(quick_model, model):
         np.testing.assert_allclose(found.score, score, atol=1e-4)
 
 
-def test_threshold_can_be_changed_without_loading_again(quick_model):
-    model = load_model(quick_model.path, threshold=0.0)
-    everything = len(model.detect(quick_model.snap.frame.pixels))
+def test_threshold_can_be_changed_without_loading_again(bead_model):
+    model = load_model(bead_model.path, threshold=0.0)
+    everything = len(model.detect(bead_model.snap.frame.pixels))
     model.threshold = 0.99999
-    assert len(model.detect(quick_model.snap.frame.pixels)) < everything
+    assert len(model.detect(bead_model.snap.frame.pixels)) < everything
     with pytest.raises(ValueError, match=r"threshold must be a score from 0 to 1, got 1\.5"):
         model.threshold = 1.5
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "uint32", "float32", "float64"])
-def test_other_dtypes_are_taken_where_no_value_is_lost(model, quick_model, dtype):
-    image = quick_model.snap.frame.pixels
+def test_other_dtypes_are_taken_where_no_value_is_lost(model, bead_model, dtype):
+    image = bead_model.snap.frame.pixels
     image = np.minimum(image, 255) if dtype == "uint8" else image
     expected, found = model.detect(image.astype(np.uint16)), model.detect(image.astype(dtype))
     np.testing.assert_array_equal(yx(expected), yx(found))
 
 
-def test_a_view_with_strides_is_taken(model, quick_model):
-    image = quick_model.snap.frame.pixels
+def test_a_view_with_strides_is_taken(model, bead_model):
+    image = bead_model.snap.frame.pixels
     expected = model.detect(np.ascontiguousarray(image[:, ::-1]))
     np.testing.assert_array_equal(yx(model.detect(image[:, ::-1])), yx(expected))
 
@@ -67,20 +67,20 @@ def test_a_view_with_strides_is_taken(model, quick_model):
         (lambda a: np.full_like(a, 100), "constant value 100; is the shutter open"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(model, quick_model, change, message):
+def test_images_that_do_not_fit_are_refused(model, bead_model, change, message):
     with pytest.raises(ValueError, match=message):
-        model.detect(change(quick_model.snap.frame.pixels))
+        model.detect(change(bead_model.snap.frame.pixels))
 
 
-def test_verify_replays_the_self_test(quick_model):
-    _, result = verify_model(str(quick_model.path))
+def test_verify_replays_the_self_test(bead_model):
+    _, result = verify_model(str(bead_model.path))
     assert result.passed
     assert result.n_expected == result.n_found >= 1
     assert result.worst_px < 1e-3
 
 
-def test_the_self_test_survives_its_text(quick_model, model):
-    image = quick_model.snap.frame.pixels
+def test_the_self_test_survives_its_text(bead_model, model):
+    image = bead_model.snap.frame.pixels
     expected = model.detect(image)
     image_back, expected_back = decode_selftest(encode_selftest(image, expected))
     np.testing.assert_array_equal(image_back, image)
@@ -90,9 +90,9 @@ def test_the_self_test_survives_its_text(quick_model, model):
 
 
 @pytest.mark.parametrize("keep", [0, 10, 5000])
-def test_a_truncated_file_is_refused(quick_model, tmp_path, keep):
+def test_a_truncated_file_is_refused(bead_model, tmp_path, keep):
     path = tmp_path / "cut.onnx"
-    path.write_bytes(quick_model.path.read_bytes()[:keep])
+    path.write_bytes(bead_model.path.read_bytes()[:keep])
     with pytest.raises(ModelFileError, match=rf"is not a complete ONNX model \({keep} bytes\); copy it again"):
         load_model(path)
 
@@ -112,9 +112,9 @@ def test_a_foreign_or_missing_file_is_refused(tmp_path):
         load_model(tmp_path / "none.onnx")
 
 
-def test_a_card_of_a_newer_format_is_refused(quick_model, tmp_path):
+def test_a_card_of_a_newer_format_is_refused(bead_model, tmp_path):
     onnx = pytest.importorskip("onnx", reason="needs oneframe[train]")
-    model = onnx.load(quick_model.path)
+    model = onnx.load(bead_model.path)
     card = next(entry for entry in model.metadata_props if entry.key == "oneframe")
     card.value = card.value.replace('"format_version":1', '"format_version":2')
     path = tmp_path / "newer.onnx"
