@@ -337,6 +337,7 @@ def test_scale_bars_name_their_unit():
     assert length_label(50.0, known=False) == "50 px"
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="None is immortal from Python 3.12 on and has no count")
 def test_paint_paths_lose_no_reference_to_none():
     """PySide6 6.12.0 loses one per path; Python 3.11 aborts once they are used up."""
     tails = Tails()
