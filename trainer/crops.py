@@ -91,6 +91,22 @@ def normalisation_from(image: NDArray[Any], box: Box) -> Normalisation:
     return Normalisation(offset, scale, noise / scale)
 
 
+def background_range(image: NDArray[Any], normalisation: Normalisation, block_px: int) -> tuple[float, float]:
+    """Return how far the background of a frame (H, W) lies from that of the box, in units of `scale`.
+
+    From the 2 % to the 98 % quantile of the medians of blocks of `block_px`, and never less than -0.05 to 0.05: uneven
+    light must not hide particles that look like the boxed one otherwise.
+    """
+    height, width = (max(1, n // block_px) for n in image.shape)
+    blocks = [
+        np.median(block)
+        for band in np.array_split(image, height, axis=0)
+        for block in np.array_split(band, width, axis=1)
+    ]
+    low, high = np.quantile((np.array(blocks) - normalisation.offset) / normalisation.scale, [0.02, 0.98])
+    return min(-0.05, float(low)), max(0.05, float(high))
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
     """Where the particle lies in the frame and how large it is."""
@@ -222,8 +238,8 @@ class ViewSettings:
     """Largest translation along each axis."""
     gain: tuple[float, float] = (0.7, 1.3)
     """Brightness factor, from and to."""
-    offset: float = 0.05
-    """Largest change of the background, in units of the particle's contrast."""
+    offset: tuple[float, float] = (-0.05, 0.05)
+    """Change of the background, from and to, in units of the particle's contrast."""
     noise: float = 0.8
     """Largest added noise, relative to the square root of the intensity. The strength is drawn as noise * U^3: mostly
     weak, sometimes far stronger than the frame's own."""
@@ -259,7 +275,8 @@ def random_views(fine: Tensor, settings: ViewSettings, frame_noise: float, gener
     images = resample(fine, linear, origin_px, size)
     low, high = settings.gain
     images = images * (low + (high - low) * draw[4]).reshape(n, 1, 1, 1)
-    images = images + settings.offset * (2 * draw[5] - 1).reshape(n, 1, 1, 1)
+    darkest, brightest = settings.offset
+    images = images + (darkest + (brightest - darkest) * draw[5]).reshape(n, 1, 1, 1)
     shot = settings.noise * draw[6].reshape(n, 1, 1, 1) ** 3
     sigma = torch.sqrt(frame_noise**2 * draw[7].reshape(n, 1, 1, 1) + shot**2 * (images.abs() + 0.1))
     images = images + sigma * torch.randn(images.shape, generator=generator)

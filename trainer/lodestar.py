@@ -25,6 +25,7 @@ from oneframe.trainer.crops import (
     Normalisation,
     Views,
     ViewSettings,
+    background_range,
     denoised,
     extent_of,
     normalisation_from,
@@ -337,7 +338,7 @@ def measure(
 ) -> Quality:
     """Look at 64 fresh views, read as the deployed graph reads them."""
     generator = torch.Generator().manual_seed(seed)
-    calm = replace(view, n_views=64, n_cut=0, gain=(1.0, 1.0), offset=0.0, noise=0.0)
+    calm = replace(view, n_views=64, n_cut=0, gain=(1.0, 1.0), offset=(0.0, 0.0), noise=0.0)
     views = random_views(fine, calm, frame_noise, generator)
     grid = network(views.images)
     position, _ = consensus(grid, reach_cells, n_cells)
@@ -371,7 +372,8 @@ def train_lodestar(
     pooling = max(1, round(extent.diameter_px / LARGEST_OBJECT_PX + 0.3))
     diameter = extent.diameter_px / pooling  # from here on in pooled pixels
     view_px = int(max(40, 2 * math.ceil((diameter + 24) / 2)))
-    view = ViewSettings(view_px, settings.n_views, settings.n_cut, cut_px=diameter / 2 + 3)
+    light = background_range(image, normalisation, math.ceil(2 * extent.diameter_px))
+    view = ViewSettings(view_px, settings.n_views, settings.n_cut, cut_px=diameter / 2 + 3, offset=light)
     reach_px = math.ceil(view_px * math.sqrt(2) + 6) * pooling
     rng = np.random.default_rng([seed, 1])
     particle = particle_alone(image, box, normalisation, extent, reach_px=reach_px, rng=rng)
@@ -417,7 +419,7 @@ def train_lodestar(
         threshold=threshold,
         object_diameter_px=round(extent.diameter_px, 2),
         normalisation={"offset": normalisation.offset, "scale": normalisation.scale},
-        trained_ranges={"gain": view.gain, "shift_px": (-view.shift_px, view.shift_px)},
+        trained_ranges={"gain": view.gain, "background": view.offset, "shift_px": (-view.shift_px, view.shift_px)},
         settings={**asdict(settings), "seed": seed, "view_px": view.view_px, "pooling": pooling, "attempts": attempt},
         quality={
             "view_error_px": round(quality.error_px, 4),

@@ -8,6 +8,7 @@ from oneframe.acquisition.simulated import add_bead, bead_table
 from oneframe.trainer.crops import (
     Box,
     ViewSettings,
+    background_range,
     extent_of,
     normalisation_from,
     particle_alone,
@@ -31,7 +32,7 @@ def centroid(image: np.ndarray) -> np.ndarray:
 def test_every_view_leads_back_to_the_particle():
     rows, columns = np.indices((81, 81)) - 40.0
     source = refined(np.exp(-((rows - 0.4) ** 2 + (columns + 0.3) ** 2) / 18))
-    settings = ViewSettings(48, n_views=32, n_cut=0, gain=(1.0, 1.0), offset=0.0, noise=0.0)
+    settings = ViewSettings(48, n_views=32, n_cut=0, gain=(1.0, 1.0), offset=(0.0, 0.0), noise=0.0)
     views = random_views(source, settings, 0.0, torch.Generator().manual_seed(0))
     seen = torch.tensor(np.array([centroid(v[0].numpy()) for v in views.images]) - 23.5, dtype=torch.float32)
     back = views.to_source(seen).numpy()
@@ -92,3 +93,15 @@ def test_neighbours_and_the_frame_edge_become_background():
 def test_a_box_that_does_not_fit_is_refused(box, message):
     with pytest.raises(ValueError, match=message):
         box.check_within(81, 81)
+
+
+def test_uneven_light_widens_the_range_of_backgrounds():
+    rng = np.random.default_rng(0)
+    even = 500 + rng.normal(0, 5, (200, 200)) + np.pad(bead_image(40, 40, photons=40000.0), ((0, 119), (0, 119)))
+    box = Box(25, 25, 31, 31)
+    read = normalisation_from(even, box)
+    assert background_range(even, read, 24) == (-0.05, 0.05)
+    slope = even + np.linspace(0, read.scale, 200)
+    low, high = background_range(slope, normalisation_from(slope, box), 24)
+    assert low == pytest.approx(-0.2, abs=0.1)
+    assert high == pytest.approx(0.75, abs=0.15)
