@@ -57,7 +57,7 @@ def demo(arguments: argparse.Namespace, console: Console) -> None:
 
     console.say("5/5 compare with the truth of the simulation")
     overlay_path = folder / "overlay.png"
-    _draw(overlay_path, last, load_model(model_path).card.object_diameter_px)
+    _draw(overlay_path, last, load_model(model_path).card.ring_diameter_px)
     console.say(
         f"recall {score.recall:.4f}   precision {score.precision:.4f}   RMSE {score.rmse_px:.4f} px per axis   "
         f"({score.n_true} true positions in {arguments.frames} frames)"
@@ -155,7 +155,7 @@ def _draw(path: Path, sink: _TruthSink, diameter_px: float) -> None:
     tracks: Tracks = sink.last.tracks
     tails = [np.array(sink.tails[int(i)][-30:]) for i in tracks.track_id]
     caption = f"oneframe demo, frame {sink.last.frame.index}: {len(tracks)} beads, last 30 positions of each"
-    rgb = draw_overlay(sink.last.frame.pixels, tracks, diameter_px=1.5 * diameter_px, tails=tails, caption=caption)
+    rgb = draw_overlay(sink.last.frame.pixels, tracks, diameter_px=diameter_px, tails=tails, caption=caption)
     write_png(path, rgb)
 
 

@@ -136,7 +136,7 @@ def _write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
 def _draw(path: Path, frame: Frame, detections: Detections, model: OnnxModel) -> None:
     from oneframe.runtime.overlay import draw_overlay, write_png
 
-    write_png(path, draw_overlay(frame.pixels, detections, diameter_px=1.5 * model.card.object_diameter_px))
+    write_png(path, draw_overlay(frame.pixels, detections, diameter_px=model.card.ring_diameter_px))
 
 
 def log(arguments: argparse.Namespace, console: Console) -> None:
@@ -156,7 +156,7 @@ def live(arguments: argparse.Namespace, console: Console) -> None:
         viewer = start_viewer(
             display.address,
             title=f"{Path(arguments.model).name} on {arguments.source}",
-            diameter_px=1.5 * model.card.object_diameter_px,
+            diameter_px=model.card.ring_diameter_px,
             screenshot=screenshot,
             after_frames=60 if screenshot else None,
             close_at_end=arguments.frames is not None or arguments.seconds is not None,

@@ -71,6 +71,11 @@ class ModelCard:
         if not (math.isfinite(self.object_diameter_px) and self.object_diameter_px > 0):
             raise ValueError(f"object_diameter_px must be above 0, got {self.object_diameter_px}")
 
+    @property
+    def ring_diameter_px(self) -> float:
+        """Diameter of the ring that marks an object, with some air round it."""
+        return 1.5 * self.object_diameter_px
+
     def to_json(self) -> str:
         """Return the card as the text that stands in the model file."""
         return json.dumps(asdict(self), allow_nan=False, separators=(",", ":"))

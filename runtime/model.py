@@ -34,6 +34,11 @@ class OnnxModel:
         return self._card
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """All metadata of the model file."""
+        return metadata(self._session)
+
+    @property
     def threshold(self) -> float:
         """Lowest score that is reported, 0..1; may be changed between frames."""
         return float(self._threshold)
@@ -75,18 +80,24 @@ class OnnxModel:
             raise ValueError(
                 f"the frame must be at least {SMALLEST_FRAME_PX} x {SMALLEST_FRAME_PX} px, got {image.shape}"
             )
-        if image.dtype.kind == "f" and not np.isfinite(image).all():
-            n_bad = int(image.size - np.isfinite(image).sum())
-            raise ValueError(f"expected finite pixels, got {n_bad} that are NaN or infinite; mend the image first")
-        if is_constant(image):
-            raise ValueError(f"expected an image, got the constant value {image.flat[0]}; is the shutter open?")
+        check_pixels(image)
         return _converted(image, np.dtype(card.input_dtype))
 
 
-def is_constant(image: NDArray[Any]) -> bool:
-    """Return whether all pixels are equal; quick where they are not."""
+def check_pixels(image: NDArray[Any]) -> None:
+    """Refuse an image that shows nothing or holds values that are no light; quick where it is fine.
+
+    Raises
+    ------
+    ValueError
+        If a pixel is NaN or infinite, or all are equal.
+    """
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        n_bad = int(image.size - np.isfinite(image).sum())
+        raise ValueError(f"expected finite pixels, got {n_bad} that are NaN or infinite; mend the image first")
     first = image.flat[0]
-    return bool((image[..., ::16, ::16] == first).all() and (image == first).all())
+    if (image[..., ::16, ::16] == first).all() and (image == first).all():
+        raise ValueError(f"expected an image, got the constant value {first}; is the shutter open?")
 
 
 def _converted(image: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -161,13 +161,13 @@ class Pipeline:
         self._books.analysed(age_s, len(tracks))
         analysed = Analysed(frame, tracks, age_s, inference_s)
         for sink in self._sinks.values():
-            sink.put(analysed, frame.pixels.nbytes)
+            sink.put(analysed)
 
     def _miss(self, missed: Missed) -> None:
         if self._books.missed(missed) and missed.kind != "skipped":
             logger.warning("frame %s %s: %s", missed.index, missed.kind, missed.reason)
         for sink in self._sinks.values():
-            sink.put(missed, 0)
+            sink.put(missed)
 
     def _read(self, n_frames: int | None) -> None:
         """Read until the source ends or the run does; the body of the source thread."""
@@ -380,8 +380,9 @@ class _SinkThread:
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, entry: Analysed | Missed, n_bytes: int) -> None:
+    def put(self, entry: Analysed | Missed) -> None:
         """Queue an entry, or drop and count it."""
+        n_bytes = _pixel_bytes(entry)
         with self._lock:
             while self._wait and self.error is None and self._is_full(n_bytes):
                 self._lock.wait(0.1)
@@ -401,7 +402,7 @@ class _SinkThread:
 
     def _is_full(self, n_bytes: int) -> bool:
         waiting = self._queue.qsize()
-        return waiting >= 10_000 - 1 or (waiting > 8 and self._queued_bytes + n_bytes > _QUEUED_BYTES)
+        return waiting >= self._queue.maxsize - 1 or (waiting > 8 and self._queued_bytes + n_bytes > _QUEUED_BYTES)
 
     def _work(self) -> None:
         while (entry := self._queue.get()) is not None:
@@ -410,7 +411,7 @@ class _SinkThread:
             else:
                 self.dropped += 1
             with self._lock:
-                self._queued_bytes -= entry.frame.pixels.nbytes if isinstance(entry, Analysed) else 0
+                self._queued_bytes -= _pixel_bytes(entry)
                 self._lock.notify_all()
         self._call(self._sink.close)
 
@@ -427,3 +428,8 @@ class _SinkThread:
             if self.error is None:
                 logger.error("%s failed: %s", self.name, exc)
                 self.error = exc
+
+
+def _pixel_bytes(entry: Analysed | Missed) -> int:
+    """Memory that a queued entry keeps from being freed."""
+    return entry.frame.pixels.nbytes if isinstance(entry, Analysed) else 0

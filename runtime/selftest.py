@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.runtime.detections import COLUMNS, Detections
-from oneframe.runtime.model import ModelFileError, OnnxModel, load_model, metadata, open_session
+from oneframe.runtime.model import ModelFileError, OnnxModel, load_model
 
 METADATA_KEY = "oneframe.selftest"
 
@@ -88,8 +88,7 @@ def verify_model(path: str) -> tuple[OnnxModel, SelfTestResult]:
         If the file cannot be loaded or has no readable self-test.
     """
     model = load_model(path)
-    with open(path, "rb") as file:
-        text = metadata(open_session(file.read(), name=path)).get(METADATA_KEY)
+    text = model.metadata.get(METADATA_KEY)
     if text is None:
         raise ModelFileError(f"{path} has no self-test; export the model again")
     try:

@@ -56,7 +56,8 @@ class LodestarSettings:
     n_convolutions: int = 8
     """3x3 convolutions after the stem."""
     n_cut: int = 2
-    """Views among them in which an edge may cut the particle. Differs from the paper, which loses 6 px of border."""
+    """Views among them in which an edge may cut the particle. Differs from the paper, whose public code loses 6 px of
+    border."""
     far_share: float = 0.3
     """Share of the steps in which all cells of a view have a say; then only those near the peak, as when deployed.
     Near cells only from the start makes two of three trainings restart."""
@@ -192,10 +193,8 @@ class LodestarGraph(nn.Module):
         self.peak_cells = max(1, round(0.25 * cells))
         self.merge_cells = max(1, round(0.4 * cells))
         self.agreement_px = max(1.0, diameter_px / pooling / 8)  # in pooled pixels, like all inside this class
-        self.register_buffer("rho_shift", torch.zeros(()))
         self.register_buffer("moments", _moment_kernel())
 
-    rho_shift: Tensor
     moments: Tensor
 
     def forward(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,8 +227,7 @@ class LodestarGraph(nn.Module):
         Differs from the paper: c = 1 / (1 + variance / px^2) in place of 1 / (1e-6 + variance), so that a score has
         the same meaning in every model.
         """
-        rho = grid[2] + self.rho_shift
-        log_score: Tensor = self.alpha * F.logsigmoid(rho) - self.beta * torch.log1p(self._variance(grid))
+        log_score: Tensor = self.alpha * F.logsigmoid(grid[2]) - self.beta * torch.log1p(self._variance(grid))
         return torch.exp(log_score)
 
     def _variance(self, grid: Tensor) -> Tensor:
@@ -259,7 +257,7 @@ class LodestarGraph(nn.Module):
         inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
         place = rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1)
         # embedding becomes one Gather; fancy indexing becomes a Reshape, which ONNX forbids for no peaks at all
-        weights = averaged_weights(grid[2:] + self.rho_shift, self.averaged_cells)
+        weights = averaged_weights(grid[2:], self.averaged_cells)
         dy, dx, weight = F.embedding(place, torch.cat([grid[:2], weights]).flatten(1).T).unbind(-1)
         dy, dx = dy + STRIDE_PX * row_step, dx + STRIDE_PX * column_step
         weight = (weight + 1e-9) * inside
@@ -308,6 +306,19 @@ def _moment_kernel() -> Tensor:
     return kernel
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """What a training looks at; all lengths in pooled pixels."""
+
+    fine: Tensor
+    """The `refined` particle on its background."""
+    view: ViewSettings
+    frame_noise: float
+    """Standard deviation of the frame's own noise, in units of the particle's contrast."""
+    reach_cells: int
+    """Distance from the peak of the weights within which cells have a say."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quality:
     """How a trained network does on fresh views of its own crop."""
@@ -326,22 +337,13 @@ class Quality:
 
 
 @torch.no_grad()
-def measure(
-    network: LodestarNetwork,
-    fine: Tensor,
-    view: ViewSettings,
-    frame_noise: float,
-    *,
-    reach_cells: int,
-    n_cells: int,
-    seed: int,
-) -> Quality:
+def measure(network: LodestarNetwork, lesson: Lesson, settings: LodestarSettings, *, seed: int) -> Quality:
     """Look at 64 fresh views, read as the deployed graph reads them."""
     generator = torch.Generator().manual_seed(seed)
-    calm = replace(view, n_views=64, n_cut=0, gain=(1.0, 1.0), offset=(0.0, 0.0), noise=0.0)
-    views = random_views(fine, calm, frame_noise, generator)
+    calm = replace(lesson.view, n_views=64, n_cut=0, gain=(1.0, 1.0), offset=(0.0, 0.0), noise=0.0)
+    views = random_views(lesson.fine, calm, lesson.frame_noise, generator)
     grid = network(views.images)
-    position, _ = consensus(grid, reach_cells, n_cells)
+    position, _ = consensus(grid, lesson.reach_cells, settings.averaged_cells)
     in_source = views.to_source(position)
     error_px = float((in_source - in_source.mean(0)).square().mean().sqrt())
     weight = torch.sigmoid(grid[:, 2])
@@ -377,26 +379,18 @@ def train_lodestar(
     reach_px = math.ceil(view_px * math.sqrt(2) + 6) * pooling
     rng = np.random.default_rng([seed, 1])
     particle = particle_alone(image, box, normalisation, extent, reach_px=reach_px, rng=rng)
-    fine = refined(denoised(_pooled(particle, pooling), diameter))
-    frame_noise = normalisation.noise / pooling
-    reach_cells = min(7, max(2, math.ceil(diameter / 4) + 1))
+    lesson = Lesson(
+        fine=refined(denoised(_pooled(particle, pooling), diameter)),
+        view=view,
+        frame_noise=normalisation.noise / pooling,
+        reach_cells=min(7, max(2, math.ceil(diameter / 4) + 1)),
+    )
 
     tried: list[str] = []
     for attempt in range(1, settings.max_attempts + 1):
-        network = _train_once(
-            fine,
-            view,
-            frame_noise,
-            reach_cells,
-            seed + 1_000_003 * (attempt - 1),
-            settings,
-            on_progress,
-            cancel,
-            attempt,
-        )
-        quality = measure(
-            network, fine, view, frame_noise, reach_cells=reach_cells, n_cells=settings.averaged_cells, seed=seed
-        )
+        start = seed + 1_000_003 * (attempt - 1)
+        network = _train_once(lesson, settings, seed=start, on_progress=on_progress, cancel=cancel, attempt=attempt)
+        quality = measure(network, lesson, settings, seed=seed)
         if quality.converged:
             break
         tried.append(f"error {quality.error_px:.2f} px, weights over {100 * quality.covered:.0f} % of the view")
@@ -405,11 +399,15 @@ def train_lodestar(
             f"expected the views to agree within 0.5 px, got after {len(tried)} attempts: {'; '.join(tried)}; "
             "box one clear, isolated particle with a rim of background, or train for more --steps"
         )
+    _set_level(network, quality)
     graph = LodestarGraph(
-        network, normalisation, settings, pooling=pooling, reach_cells=reach_cells, diameter_px=extent.diameter_px
+        network,
+        normalisation,
+        settings,
+        pooling=pooling,
+        reach_cells=lesson.reach_cells,
+        diameter_px=extent.diameter_px,
     ).eval()
-    # The loss fixes only ratios of weights; set the level so that a view's peak has w = 0.9.
-    graph.rho_shift.fill_(math.log(0.9 / 0.1) - quality.peak_rho)
     threshold, n_found = choose_threshold(graph, image)
     card = ModelCard(
         method="lodestar",
@@ -431,6 +429,13 @@ def train_lodestar(
     return TrainedModel(graph, card, _example_of(image, box))
 
 
+@torch.no_grad()
+def _set_level(network: LodestarNetwork, quality: Quality) -> None:
+    """Shift rho so that a view's peak has w = 0.9; the loss fixes only ratios of weights."""
+    if network.head.bias is not None:
+        network.head.bias[2] += math.log(0.9 / 0.1) - quality.peak_rho
+
+
 def _pooled(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     """Average blocks of pixels of an image (S, S)."""
     n_blocks = image.shape[0] // factor
@@ -439,12 +444,10 @@ def _pooled(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
 
 
 def _train_once(
-    fine: Tensor,
-    view: ViewSettings,
-    frame_noise: float,
-    reach_cells: int,
-    seed: int,
+    lesson: Lesson,
     settings: LodestarSettings,
+    *,
+    seed: int,
     on_progress: Callable[[Progress], None] | None,
     cancel: threading.Event | None,
     attempt: int,
@@ -456,8 +459,9 @@ def _train_once(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss_of_step(step: int) -> Tensor:
-        reach = view.view_px if step < settings.far_share * settings.n_steps else reach_cells
-        views = random_views(fine, view, frame_noise, generator)
+        far = step < settings.far_share * settings.n_steps
+        reach = lesson.view.view_px if far else lesson.reach_cells
+        views = random_views(lesson.fine, lesson.view, lesson.frame_noise, generator)
         grid = network(views.images.to(memory_format=torch.channels_last))
         return lodestar_loss(grid, views, settings, reach, generator)
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.export.trained import TrainedModel
+from oneframe.runtime.model import check_pixels
 from oneframe.trainer.crops import Box
 from oneframe.trainer.lodestar import LodestarSettings, train_lodestar
 from oneframe.trainer.loop import Progress
@@ -89,11 +90,7 @@ def _check_image(image: NDArray[Any]) -> None:
         )
     if image.size == 0:
         raise ValueError("expected an image, got an empty one")
-    if not np.isfinite(image).all():
-        n_bad = int((~np.isfinite(image)).sum())
-        raise ValueError(f"expected finite pixels, got {n_bad} that are NaN or infinite; mend the frame first")
-    if image.min() == image.max():
-        raise ValueError(f"expected an image, got the constant value {image.flat[0]}; is the shutter open?")
+    check_pixels(image)
 
 
 def _crop_record(image: NDArray[Any], box: Box, source: str) -> dict[str, Any]:
