@@ -55,7 +55,7 @@ def train_on(shape: str, seed: int, settings: LodestarSettings, folder: Path) ->
     rng = np.random.default_rng([seed, list(shapes.SHAPES).index(shape), 5])
     image = shapes.noisy(shapes.clean_image(shape, shapes.random_pose(rng)), TRAINING_SNR, rng)
     start_s = time.perf_counter()
-    trained = train_lodestar(image, Box(0, 0, shapes.SIZE, shapes.SIZE), seed=seed, settings=settings)
+    trained = train_lodestar(image, [Box(0, 0, shapes.SIZE, shapes.SIZE)], seed=seed, settings=settings)
     training_s = time.perf_counter() - start_s
     path = folder / f"{shape}-{seed}.onnx"
     card = export(trained, path)

@@ -32,6 +32,8 @@ class Detections:
     sigma_y_px: Column | None = None
     """Predicted standard deviation of `y_px`."""
     sigma_x_px: Column | None = None
+    variance_px2: Column | None = None
+    """Self-consistency: weighted variance, axes summed, of the positions that the network's cells predict."""
     area_px: Column | None = None
     labels: NDArray[np.int32] | None = None
     """(H, W), 0 is background; only for segmentation."""

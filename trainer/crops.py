@@ -211,7 +211,7 @@ class Views:
     images: Tensor
     """(B, 1, V, V)."""
     linear: Tensor
-    """(B, 2, 2), orthogonal."""
+    """(B, 2, 2): from steps in the view to steps in the source; rotation, reflection, size."""
     origin_px: Tensor
     """(B, 2): where the centre of each view came from, (y, x) relative to the centre of the source."""
     n_whole: int
@@ -225,7 +225,7 @@ class Views:
 
 @dataclass(frozen=True, slots=True)
 class ViewSettings:
-    """How views differ from the crop; the equivariances are rotation, reflection and translation."""
+    """How views differ from the crop; the equivariances are rotation, reflection, translation and size."""
 
     view_px: int
     """Edge of a view, even."""
@@ -238,6 +238,8 @@ class ViewSettings:
     """Largest translation along each axis."""
     gain: tuple[float, float] = (0.7, 1.3)
     """Brightness factor, from and to."""
+    size: tuple[float, float] = (1.0, 1.0)
+    """Size factor, from and to."""
     offset: tuple[float, float] = (-0.05, 0.05)
     """Change of the background, from and to, in units of the particle's contrast."""
     noise: float = 0.8
@@ -246,7 +248,7 @@ class ViewSettings:
 
 
 def refined(source: NDArray[np.float32]) -> Tensor:
-    """Return `source` (S, S) sampled `REFINEMENT` times finer by cubic splines, for `resample`.
+    """Return `source` (S, S) sampled `REFINEMENT` times finer by cubic splines, for `sample`.
 
     Between samples this fine, linear interpolation moves nothing. torch's own bicubic kernel (a = -0.75) does: on the
     original pixels it shifts a particle by up to 0.05 px, depending on where between two pixels it lies.
@@ -261,18 +263,17 @@ def refined(source: NDArray[np.float32]) -> Tensor:
 def random_views(fine: Tensor, settings: ViewSettings, frame_noise: float, generator: torch.Generator) -> Views:
     """Draw views of a `refined` source, all in one resampling, then add noise of pixel size."""
     n, size = settings.n_views, settings.view_px
-    draw = torch.rand(11, n, generator=generator)
-    angle = 2 * torch.pi * draw[0]
-    cosine, sine = torch.cos(angle), torch.sin(angle)
-    mirror = torch.where(draw[1] < 0.5, -1.0, 1.0)
-    linear = torch.stack([torch.stack([cosine, -sine * mirror], -1), torch.stack([sine, cosine * mirror], -1)], -2)
+    draw = torch.rand(12, n, generator=generator)
+    smallest, largest = settings.size
+    enlarged = smallest * (largest / smallest) ** draw[11]
+    linear = orthogonal(2 * torch.pi * draw[0], torch.where(draw[1] < 0.5, -1.0, 1.0)) / enlarged[:, None, None]
     seen_at_px = (2 * draw[2:4].T - 1) * settings.shift_px  # (B, 2), the particle relative to the view's centre
     at_edge = (size / 2 - settings.cut_px * draw[8]) * torch.where(draw[9] < 0.5, -1, 1)
     cut = (torch.arange(n) >= n - settings.n_cut)[:, None]
     axis = F.one_hot((draw[10] < 0.5).long(), 2).bool()  # (B, 2)
     seen_at_px = torch.where(cut & axis, at_edge[:, None], seen_at_px)
     origin_px = -torch.einsum("bij,bj->bi", linear, seen_at_px)
-    images = resample(fine, linear, origin_px, size)
+    images = sample(fine[None], linear, origin_px, size)
     low, high = settings.gain
     images = images * (low + (high - low) * draw[4]).reshape(n, 1, 1, 1)
     darkest, brightest = settings.offset
@@ -283,15 +284,21 @@ def random_views(fine: Tensor, settings: ViewSettings, frame_noise: float, gener
     return Views(images, linear, origin_px, n - settings.n_cut)
 
 
-def resample(fine: Tensor, linear: Tensor, origin_px: Tensor, size: int) -> Tensor:
-    """Return views (B, 1, size, size) of a `refined` source: pixel v shows the source at `linear @ v + origin`.
+def orthogonal(angle: Tensor, mirror: Tensor) -> Tensor:
+    """Return the matrices (B, 2, 2) that turn (y, x) by `angle` (B,), reflected where `mirror` (B,) is -1."""
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    return torch.stack([torch.stack([cosine, -sine * mirror], -1), torch.stack([sine, cosine * mirror], -1)], -2)
 
-    Both v and the result are pixels relative to the centres of view and source; the source must be wide enough.
+
+def sample(fine: Tensor, linear: Tensor, origin_px: Tensor, size: int) -> Tensor:
+    """Return views (B, C, size, size) of `refined` images (C, F, F): pixel v shows the source at `linear @ v + origin`.
+
+    Both v and the result are pixels relative to the centres of view and source; beyond the source its edge goes on.
     """
     v = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
     grid_yx = torch.stack(torch.meshgrid(v, v, indexing="ij"), -1)
     where = torch.einsum("bij,hwj->bhwi", linear, grid_yx) + origin_px[:, None, None, :]
     where = where * (2 * REFINEMENT / (fine.shape[-1] - 1))
-    stack = fine.expand(len(linear), 1, *fine.shape)
+    stack = fine.expand(len(linear), *fine.shape)
     # grid_sample wants (x, y)
     return F.grid_sample(stack, where.flip(-1), mode="bilinear", padding_mode="border", align_corners=True)

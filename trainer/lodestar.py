@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from oneframe.export.trained import TrainedModel
 from oneframe.runtime.card import ModelCard
 from oneframe.trainer.crops import (
     Box,
+    Extent,
     Normalisation,
     Views,
     ViewSettings,
@@ -32,12 +34,18 @@ from oneframe.trainer.crops import (
     particle_alone,
     random_views,
     refined,
+    sample,
 )
+from oneframe.trainer.likelihood import LikelihoodFit, Likeness, best_located
 from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, fit
+from oneframe.trainer.symmetry import PixelNoise, Symmetrised, pixel_noise, symmetrised, with_gradients
 
 STRIDE_PX = 2
 """Edge of a cell of the prediction grid, in (pooled) pixels."""
 
+
+LOWEST_SCORE = 1e-6
+"""Whatever the threshold, a lower score is the plain background's."""
 
 LARGEST_OBJECT_PX = 36
 """Larger particles are averaged down first, so that a cell's field of view (34 px) takes in the whole of one."""
@@ -47,17 +55,29 @@ LARGEST_OBJECT_PX = 36
 class LodestarSettings:
     """Settings of one training."""
 
-    n_steps: int = 1500
+    n_steps: int = 1000
     """Gradient steps."""
     n_views: int = 10
-    """Views of the crop a step."""
-    channels: int = 32
-    """Width of the network."""
-    n_convolutions: int = 8
-    """3x3 convolutions after the stem."""
+    """Views of a crop a step."""
     n_cut: int = 2
     """Views among them in which an edge may cut the particle. Differs from the paper, whose public code loses 6 px of
     border."""
+    channels: int = 16
+    """Width of the network."""
+    n_convolutions: int = 8
+    """3x3 convolutions after the stem."""
+    paper_network: bool = False
+    """Three full-resolution layers and pooling in place of the stem."""
+    training_scale: int | None = None
+    """Pixels that are averaged along each axis before anything else; None: from the size of the particle."""
+    gain: tuple[float, float] = (0.7, 1.3)
+    """Brightness factor of the views, from and to."""
+    size: tuple[float, float] = (1.0, 1.0)
+    """Size factor of the views, from and to."""
+    noise: float = 0.8
+    """Largest noise added to a view, as in `ViewSettings`."""
+    denoise: bool = True
+    """Filter the boxed particle and average it over its symmetries first. Differs from the paper."""
     far_share: float = 0.3
     """Share of the steps in which all cells of a view have a say; then only those near the peak, as when deployed.
     Near cells only from the start makes two of three trainings restart."""
@@ -68,6 +88,13 @@ class LodestarSettings:
     without it one cell has all the say, and its own small errors depend on where in the cell the particle lies."""
     dropout: float = 0.01
     """Share of the weights left out of a view's average, as in the paper."""
+    peak_learning_rate: float = 3e-3
+    """Of Adam; rises and falls over the training, if `one_cycle`."""
+    one_cycle: bool = True
+    averaging: float = 0.99
+    """Decay per step of the moving average of the network's parameters."""
+    fit: bool = True
+    """Fit each position to the pixels (`LikelihoodFit`). Differs from the paper."""
     alpha: float = 0.5
     """Exponent of the weight w in the score w^alpha c^beta."""
     beta: float = 0.5
@@ -76,18 +103,51 @@ class LodestarSettings:
     """Trainings tried, each from another random start, before giving up."""
 
 
+PRESETS = {
+    "default": LodestarSettings(),
+    "paper": LodestarSettings(
+        n_steps=5000,
+        n_views=8,
+        n_cut=0,
+        paper_network=True,
+        channels=32,
+        gain=(1.0, 1.0),
+        noise=0.0,
+        denoise=False,
+        far_share=1.0,
+        within_weight=0.16,
+        averaged_cells=1,
+        peak_learning_rate=1e-3,
+        one_cycle=False,
+        averaging=0.0,
+        fit=False,
+    ),
+}
+"""Named settings; `paper`: network, loss and schedule of the paper and its public code (5000 steps of 8 views)."""
+
+
+class Plateau(Exception):  # noqa: N818 - the next attempt follows
+    """Half of a training has taught nothing."""
+
+
 class LodestarNetwork(nn.Module):
     """Predicts from an image (B, C, H, W) a grid of (dy, dx, rho), shape (B, 3, H/2, W/2).
 
-    Differs from the paper: a 6x6 convolution with stride 2 in place of full-resolution layers and pooling (the same
-    as space-to-depth and a 3x3 convolution), at half the cost and at least the accuracy on all five shapes of the
-    paper's Figure 1.
+    Differs from the paper, unless `paper_network`: a 6x6 convolution with stride 2 in place of full-resolution layers
+    and pooling (the same as space-to-depth and a 3x3 convolution), at half the cost and at least the accuracy on all
+    five shapes of the paper's Figure 1.
     """
 
     def __init__(self, n_channels: int, settings: LodestarSettings) -> None:
         super().__init__()
         width = settings.channels
-        layers: list[nn.Module] = [nn.Conv2d(n_channels, width, 6, stride=STRIDE_PX, padding=2), nn.ReLU()]
+        layers: list[nn.Module] = []
+        if settings.paper_network:
+            for n_inputs in (n_channels, width, width):
+                layers += [nn.Conv2d(n_inputs, width, 3, padding=1), nn.ReLU()]
+            layers += [nn.MaxPool2d(STRIDE_PX), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+        else:
+            layers += [nn.Conv2d(n_channels, width, 6, stride=STRIDE_PX, padding=2), nn.ReLU()]
         for _ in range(settings.n_convolutions - 1):
             layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
         self.body = nn.Sequential(*layers)
@@ -165,6 +225,10 @@ def lodestar_loss(
     return between + settings.within_weight * spread.mean()
 
 
+COLUMNS_OUT = ("y_px", "x_px", "score", "sigma_y_px", "sigma_x_px", "variance_px2")
+"""What the deployed graph gives."""
+
+
 class LodestarGraph(nn.Module):
     """The deployed graph: camera pixels in, one row per particle out.
 
@@ -181,6 +245,8 @@ class LodestarGraph(nn.Module):
         pooling: int,
         reach_cells: int,
         diameter_px: float,
+        sigma_px: float,
+        likeness: Likeness | None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -193,32 +259,46 @@ class LodestarGraph(nn.Module):
         self.peak_cells = max(1, round(0.25 * cells))
         self.merge_cells = max(1, round(0.4 * cells))
         self.agreement_px = max(1.0, diameter_px / pooling / 8)  # in pooled pixels, like all inside this class
+        self.sigma_px = sigma_px
+        self.fit = None if likeness is None else LikelihoodFit(likeness)
         self.register_buffer("moments", _moment_kernel())
 
     moments: Tensor
 
-    def forward(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return y_px, x_px and score, each (N,), for an image (H, W) and the lowest score to report."""
-        grid = self.predict(image)
+    def forward(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
+        """Return the columns `COLUMNS_OUT`, each (N,), for an image (H, W) and the lowest score to report."""
+        pixels = self.pooled((image.to(torch.float32) - self.offset) / self.scale)
+        grid = self.predict(pixels)
         score = self.score(grid)
         row, column = self._peaks(score, threshold)
-        y, x = self._local_average(grid, row, column)
+        y, x, variance = self._local_average(grid, row, column)
         peak_score = score[row, column]
-        keep = self._is_best_near(score, y, x, peak_score)
+        keep = self._is_best_near(score, y, x, peak_score) & torch.isfinite(y + x)
+        y, x, variance, peak_score = y[keep], x[keep], variance[keep], peak_score[keep]
+        sigma_y = sigma_x = torch.full_like(y, self.sigma_px)
+        height, width = image.shape
+        if self.fit is not None:
+            in_frame = pixels[: height // self.pooling, : width // self.pooling]
+            # one more row that is dropped again: ONNX Runtime samples no grid of no rows
+            rows = [F.pad(column, (0, 1)) for column in (y, x, sigma_y)]
+            y, x, sigma_y, sigma_x = (column[:-1] for column in self.fit(in_frame, *rows))
         centre_px = (self.pooling - 1) / 2  # where the centre of a pooled pixel lies in the camera's pixels
         y, x = y * self.pooling + centre_px, x * self.pooling + centre_px
-        height, width = image.shape
-        keep = keep & (y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5)
-        return y[keep], x[keep], peak_score[keep]
+        sigma_y, sigma_x, variance = sigma_y * self.pooling, sigma_x * self.pooling, variance * self.pooling**2
+        keep = (y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5)
+        return y[keep], x[keep], peak_score[keep], sigma_y[keep], sigma_x[keep], variance[keep]
 
-    def predict(self, image: Tensor) -> Tensor:
-        """Return the grid (3, h, w) of a frame; every pixel is in a cell, also for odd sizes."""
-        pixels = (image.to(torch.float32) - self.offset) / self.scale
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """Average pixels (H, W) down; every pixel gets into a cell, also for odd sizes."""
         extra = STRIDE_PX * self.pooling - 1
         pixels = F.pad(pixels[None, None], (0, extra, 0, extra), mode="replicate")
         if self.pooling > 1:
             pixels = F.avg_pool2d(pixels, self.pooling)
-        grid: Tensor = self.network(pixels)[0]
+        return pixels[0, 0]
+
+    def predict(self, pixels: Tensor) -> Tensor:
+        """Return the grid (3, h, w) of pooled pixels (H, W)."""
+        grid: Tensor = self.network(pixels[None, None])[0]
         return grid
 
     def score(self, grid: Tensor) -> Tensor:
@@ -242,11 +322,11 @@ class LodestarGraph(nn.Module):
     def _peaks(self, score: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         size = 2 * self.peak_cells + 1
         highest = F.max_pool2d(score[None, None], size, 1, self.peak_cells)[0, 0]
-        found = torch.nonzero((score == highest) & (score >= threshold))
+        found = torch.nonzero((score == highest) & (score >= threshold.clamp(min=LOWEST_SCORE)))
         return found[:, 0], found[:, 1]
 
-    def _local_average(self, grid: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted average of the predictions around each peak, in pooled pixels.
+    def _local_average(self, grid: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted average and variance, axes summed, of the predictions around each peak, in pooled pixels.
 
         Predictions that disagree with those next to the peak (of a neighbouring particle) lose their say.
         """
@@ -260,15 +340,16 @@ class LodestarGraph(nn.Module):
         weights = averaged_weights(grid[2:], self.averaged_cells)
         dy, dx, weight = F.embedding(place, torch.cat([grid[:2], weights]).flatten(1).T).unbind(-1)
         dy, dx = dy + STRIDE_PX * row_step, dx + STRIDE_PX * column_step
-        weight = (weight + 1e-9) * inside
+        say = weight = (weight + 1e-9) * inside
         core = (row_step.abs() <= 1) & (column_step.abs() <= 1)
         first_y, first_x = _weighted_mean(dy, weight * core), _weighted_mean(dx, weight * core)
         distance_squared = (dy - first_y) ** 2 + (dx - first_x) ** 2
         weight = weight / (1 + (distance_squared / self.agreement_px**2) ** 2)
         half_cell_px = (STRIDE_PX - 1) / 2
-        y = STRIDE_PX * row + half_cell_px + _weighted_mean(dy, weight)[:, 0]
-        x = STRIDE_PX * column + half_cell_px + _weighted_mean(dx, weight)[:, 0]
-        return y, x
+        mean_y, mean_x = _weighted_mean(dy, weight), _weighted_mean(dx, weight)
+        variance = _weighted_mean((dy - mean_y) ** 2 + (dx - mean_x) ** 2, say)
+        y, x = STRIDE_PX * row + half_cell_px + mean_y[:, 0], STRIDE_PX * column + half_cell_px + mean_x[:, 0]
+        return y, x, variance[:, 0]
 
     def _is_best_near(self, score: Tensor, y: Tensor, x: Tensor, peak_score: Tensor) -> Tensor:
         """Of peaks that point to the same place keep the best, of equals the first, (N,) bool."""
@@ -311,12 +392,15 @@ class Lesson:
     """What a training looks at; all lengths in pooled pixels."""
 
     fine: Tensor
-    """The `refined` particle on its background."""
+    """(M, F, F): the `refined` particle of each box on its background."""
     view: ViewSettings
     frame_noise: float
     """Standard deviation of the frame's own noise, in units of the particle's contrast."""
     reach_cells: int
     """Distance from the peak of the weights within which cells have a say."""
+    particles: Sequence[Symmetrised]
+    """What positions are fitted with; none: they stay where the network sees them."""
+    noise: PixelNoise
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,43 +408,59 @@ class Quality:
     """How a trained network does on fresh views of its own crop."""
 
     error_px: float
-    """Root mean square, per axis, of the predictions' disagreement over views with the frame's own noise."""
+    """Root mean square error per axis, over views with the frame's own noise."""
     covered: float
     """Share of cells with a weight above half the peak; near 1 the network has collapsed."""
     peak_rho: float
     """Median over the views of the largest weight, before the sigmoid."""
+    centres_px: Tensor
+    """(M, 2): where in each source its views agree to see the particle, (y, x) relative to its middle."""
 
     @property
     def converged(self) -> bool:
         """True if the network locates the particle."""
         return self.error_px < 0.5 and self.covered < 0.5
 
+    @property
+    def hopeless(self) -> bool:
+        """True if half of a training should have brought more than this."""
+        return not self.error_px < 4.0
+
+    def __str__(self) -> str:
+        return f"error {self.error_px:.2f} px, weights over {100 * self.covered:.0f} % of the view"
+
 
 @torch.no_grad()
 def measure(network: LodestarNetwork, lesson: Lesson, settings: LodestarSettings, *, seed: int) -> Quality:
     """Look at 64 fresh views, read as the deployed graph reads them."""
     generator = torch.Generator().manual_seed(seed)
-    calm = replace(lesson.view, n_views=64, n_cut=0, gain=(1.0, 1.0), offset=(0.0, 0.0), noise=0.0)
-    views = random_views(lesson.fine, calm, lesson.frame_noise, generator)
-    grid = network(views.images)
-    position, _ = consensus(grid, lesson.reach_cells, settings.averaged_cells)
-    in_source = views.to_source(position)
-    error_px = float((in_source - in_source.mean(0)).square().mean().sqrt())
-    weight = torch.sigmoid(grid[:, 2])
+    calm = replace(lesson.view, n_views=64, n_cut=0, gain=(1.0, 1.0), offset=(0.0, 0.0), size=(1.0, 1.0), noise=0.0)
+    errors, centres, grids = [], [], []
+    for fine in lesson.fine:
+        views = random_views(fine, calm, lesson.frame_noise, generator)
+        grid = network(views.images)
+        position, _ = consensus(grid, lesson.reach_cells, settings.averaged_cells)
+        in_source = views.to_source(position)
+        centres.append(in_source.mean(0))
+        errors.append(in_source - centres[-1])
+        grids.append(grid)
+    error_px = float(torch.cat(errors).square().mean().sqrt())
+    rho = torch.cat(grids)[:, 2]
+    weight = torch.sigmoid(rho)
     covered = float((weight > 0.5 * weight.amax((1, 2), keepdim=True)).float().mean())
-    return Quality(error_px, covered, float(grid[:, 2].amax((1, 2)).median()))
+    return Quality(error_px, covered, float(rho.amax((1, 2)).median()), torch.stack(centres))
 
 
 def train_lodestar(
     image: NDArray[Any],
-    box: Box,
+    boxes: Sequence[Box],
     *,
     seed: int,
     settings: LodestarSettings,
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> TrainedModel:
-    """Train on one box of one frame (H, W).
+    """Train on one or several boxes of one frame (H, W), each round one particle.
 
     Raises
     ------
@@ -369,31 +469,26 @@ def train_lodestar(
     TrainingCancelled
         If `cancel` was set.
     """
-    normalisation = normalisation_from(image, box)
-    extent = extent_of(image, box, normalisation)
-    pooling = max(1, round(extent.diameter_px / LARGEST_OBJECT_PX + 0.3))
-    diameter = extent.diameter_px / pooling  # from here on in pooled pixels
-    view_px = int(max(40, 2 * math.ceil((diameter + 24) / 2)))
-    light = background_range(image, normalisation, math.ceil(2 * extent.diameter_px))
-    view = ViewSettings(view_px, settings.n_views, settings.n_cut, cut_px=diameter / 2 + 3, offset=light)
-    reach_px = math.ceil(view_px * math.sqrt(2) + 6) * pooling
-    rng = np.random.default_rng([seed, 1])
-    particle = particle_alone(image, box, normalisation, extent, reach_px=reach_px, rng=rng)
-    lesson = Lesson(
-        fine=refined(denoised(_pooled(particle, pooling), diameter)),
-        view=view,
-        frame_noise=normalisation.noise / pooling,
-        reach_cells=min(7, max(2, math.ceil(diameter / 4) + 1)),
-    )
+    start_s = time.monotonic()
+    each = [normalisation_from(image, box) for box in boxes]
+    normalisation = Normalisation(*(float(np.median(values)) for values in zip(*map(astuple, each), strict=True)))
+    extents = [extent_of(image, box, own) for box, own in zip(boxes, each, strict=True)]
+    diameter_px = max(extent.diameter_px for extent in extents)
+    pooling = settings.training_scale or max(1, round(diameter_px / LARGEST_OBJECT_PX + 0.3))
+    lesson = _lesson_from(image, boxes, each, extents, normalisation, pooling=pooling, seed=seed, settings=settings)
 
     tried: list[str] = []
     for attempt in range(1, settings.max_attempts + 1):
         start = seed + 1_000_003 * (attempt - 1)
-        network = _train_once(lesson, settings, seed=start, on_progress=on_progress, cancel=cancel, attempt=attempt)
+        try:
+            network = _train_once(lesson, settings, seed=start, on_progress=on_progress, cancel=cancel, attempt=attempt)
+        except Plateau as reason:
+            tried.append(f"half-way {reason}")
+            continue
         quality = measure(network, lesson, settings, seed=seed)
         if quality.converged:
             break
-        tried.append(f"error {quality.error_px:.2f} px, weights over {100 * quality.covered:.0f} % of the view")
+        tried.append(str(quality))
     else:
         raise ConvergenceError(
             f"expected the views to agree within 0.5 px, got after {len(tried)} attempts: {'; '.join(tried)}; "
@@ -406,27 +501,102 @@ def train_lodestar(
         settings,
         pooling=pooling,
         reach_cells=lesson.reach_cells,
-        diameter_px=extent.diameter_px,
+        diameter_px=diameter_px,
+        sigma_px=quality.error_px,
+        likeness=_likeness(lesson, quality, diameter_px / pooling) if lesson.particles else None,
     ).eval()
     threshold, n_found = choose_threshold(graph, image)
+    view = lesson.view
     card = ModelCard(
         method="lodestar",
         input_dtype=str(image.dtype),
         n_channels=1,
-        columns=("y_px", "x_px", "score"),
+        columns=COLUMNS_OUT,
         threshold=threshold,
-        object_diameter_px=round(extent.diameter_px, 2),
+        object_diameter_px=round(diameter_px, 2),
         normalisation={"offset": normalisation.offset, "scale": normalisation.scale},
-        trained_ranges={"gain": view.gain, "background": view.offset, "shift_px": (-view.shift_px, view.shift_px)},
+        trained_ranges={
+            "gain": view.gain, "background": view.offset, "size": view.size, "shift_px": (-view.shift_px, view.shift_px)
+        },
         settings={**asdict(settings), "seed": seed, "view_px": view.view_px, "pooling": pooling, "attempts": attempt},
         quality={
-            "view_error_px": round(quality.error_px, 4),
+            "view_error_px": round(quality.error_px * pooling, 4),
             "weights_cover": round(quality.covered, 4),
             "snr": round(1 / max(normalisation.noise, 1e-9), 1),
             "detections_on_frame": n_found,
+            "training_s": round(time.monotonic() - start_s, 1),
         },
+    )  # fmt: skip
+    return TrainedModel(graph, card, _example_of(image, boxes[0]))
+
+
+def _lesson_from(
+    image: NDArray[Any],
+    boxes: Sequence[Box],
+    each: Sequence[Normalisation],
+    extents: Sequence[Extent],
+    normalisation: Normalisation,
+    *,
+    pooling: int,
+    seed: int,
+    settings: LodestarSettings,
+) -> Lesson:
+    """Cut the boxed particles out of the frame and decide what is shown of them."""
+    diameter = max(extent.diameter_px for extent in extents) / pooling
+    view_px = int(max(40, 2 * math.ceil((diameter * max(1.0, settings.size[1]) + 24) / 2)))
+    brightness = np.array([own.scale / normalisation.scale for own in each])
+    view = ViewSettings(
+        view_px,
+        settings.n_views,
+        settings.n_cut,
+        cut_px=diameter / 2 + 3,
+        gain=(settings.gain[0] * float(brightness.min()), settings.gain[1] * float(brightness.max())),
+        size=settings.size,
+        offset=background_range(image, normalisation, math.ceil(2 * diameter * pooling)),
+        noise=settings.noise,
     )
-    return TrainedModel(graph, card, _example_of(image, box))
+    reach_px = math.ceil((view_px * math.sqrt(2) + 6) / min(1.0, settings.size[0])) * pooling
+    rng = np.random.default_rng([seed, 1])
+    particles, noises, shapes = [], [], []
+    for box, own, extent in zip(boxes, each, extents, strict=True):
+        raw = _pooled(particle_alone(image, box, own, extent, reach_px=reach_px, rng=rng), pooling)
+        clean = denoised(raw, extent.diameter_px / pooling)
+        noises.append(pixel_noise(raw, clean))
+        shapes.append(symmetrised(clean, extent.diameter_px / pooling, noises[-1]))
+        particles.append(shapes[-1].image if settings.denoise else raw)
+    return Lesson(
+        fine=torch.stack([refined(particle) for particle in particles]),
+        view=view,
+        frame_noise=normalisation.noise / pooling,
+        reach_cells=min(7, max(2, math.ceil(diameter / 4) + 1)),
+        particles=shapes if settings.fit else (),
+        noise=PixelNoise(*np.median([astuple(noise) for noise in noises], axis=0).tolist()),
+    )
+
+
+def _likeness(lesson: Lesson, quality: Quality, diameter_px: float) -> Likeness:
+    """Put the middle of each particle where it is located best, along the directions that no symmetry fixes."""
+    images, seen = [], []
+    for particle, agreed in zip(lesson.particles, quality.centres_px, strict=True):
+        image = with_gradients(particle.image)
+        free = torch.eye(2) - torch.from_numpy(particle.fixed)
+        move = torch.zeros(2)
+        if float(free.abs().max()) > 1e-3:
+            move = free @ best_located(image, lesson.noise, diameter_px)
+            reach_px = diameter_px / 2
+            move = move * min(1.0, reach_px / max(float(move.norm()), 1e-6))
+            moved = sample(image[:1], torch.eye(2)[None], move[None], particle.image.shape[0])[0, 0]
+            image = with_gradients(moved.numpy())
+        images.append(image)
+        seen.append(free @ agreed - move)
+    return Likeness(
+        torch.stack(images),
+        torch.stack(seen),
+        diameter_px=diameter_px,
+        noise=lesson.noise,
+        has_angle=not all(particle.is_round for particle in lesson.particles),
+        has_hand=not all(particle.has_mirror for particle in lesson.particles),
+    )
 
 
 @torch.no_grad()
@@ -461,13 +631,22 @@ def _train_once(
     def loss_of_step(step: int) -> Tensor:
         far = step < settings.far_share * settings.n_steps
         reach = lesson.view.view_px if far else lesson.reach_cells
-        views = random_views(lesson.fine, lesson.view, lesson.frame_noise, generator)
+        if step == settings.n_steps // 2:
+            half_way = measure(network, lesson, settings, seed=seed)
+            if half_way.hopeless:
+                raise Plateau(str(half_way))
+        fine = lesson.fine[int(torch.randint(len(lesson.fine), (), generator=generator))]
+        views = random_views(fine, lesson.view, lesson.frame_noise, generator)
         grid = network(views.images.to(memory_format=torch.channels_last))
         return lodestar_loss(grid, views, settings, reach, generator)
 
-    trained = fit(
-        network, loss_of_step, LoopSettings(settings.n_steps), on_progress=on_progress, cancel=cancel, attempt=attempt
+    loop = LoopSettings(
+        settings.n_steps,
+        peak_learning_rate=settings.peak_learning_rate,
+        one_cycle=settings.one_cycle,
+        averaging=settings.averaging,
     )
+    trained = fit(network, loss_of_step, loop, on_progress=on_progress, cancel=cancel, attempt=attempt)
     return trained.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload, no-any-return]
 
 
@@ -482,7 +661,7 @@ def choose_threshold(graph: LodestarGraph, image: NDArray[Any]) -> tuple[float, 
     n_found : int
         Particles of the frame above it.
     """
-    _, _, score = graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(0.02))
+    score = graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(0.02))[2]
     best = float(score.max()) if len(score) else 1.0
     low, high = 0.05 * best, 0.7 * best
     levels = torch.cat([torch.tensor([low, high]), score[(score > low) & (score < high)]]).sort().values.log()

@@ -30,6 +30,8 @@ class LoopSettings:
 
     n_steps: int
     peak_learning_rate: float = 3e-3
+    one_cycle: bool = True
+    """The learning rate rises and falls; otherwise it is constant."""
     warm_up: float = 0.15
     """Share of the steps in which the learning rate rises; then it falls as a cosine to 0."""
     clip_norm: float = 1.0
@@ -53,6 +55,8 @@ class Progress:
 
 def learning_rate_factor(step: int, settings: LoopSettings) -> float:
     """Return the learning rate of a step over its peak."""
+    if not settings.one_cycle:
+        return 1.0
     position = (step + 0.5) / settings.n_steps
     if position < settings.warm_up:
         return position / settings.warm_up

@@ -73,7 +73,7 @@ def train(
         box = Box(*box)
     box.check_within(*image.shape)
     settings = LodestarSettings() if steps is None else LodestarSettings(n_steps=steps)
-    trained = train_lodestar(image, box, seed=seed, settings=settings, on_progress=on_progress, cancel=cancel)
+    trained = train_lodestar(image, [box], seed=seed, settings=settings, on_progress=on_progress, cancel=cancel)
     card = replace(trained.card, pixel_size_um=pixel_size_um, crop=_crop_record(image, box, source))
     return replace(trained, card=card)
 

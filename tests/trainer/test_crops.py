@@ -14,7 +14,7 @@ from oneframe.trainer.crops import (
     particle_alone,
     random_views,
     refined,
-    resample,
+    sample,
 )
 
 
@@ -54,7 +54,7 @@ def test_cut_views_put_the_particle_at_each_of_the_four_edges():
 
 def test_a_quarter_turn_is_an_exact_quarter_turn():
     image = np.random.default_rng(0).random((41, 41), np.float32)
-    turned = resample(refined(image), torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]]), torch.zeros(1, 2), 21)
+    turned = sample(refined(image)[None], torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]]), torch.zeros(1, 2), 21)
     np.testing.assert_allclose(turned[0, 0].numpy(), np.rot90(image)[10:31, 10:31], atol=1e-3)
 
 
