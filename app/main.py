@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from oneframe.app.console import CommandError, Console
 
@@ -77,12 +78,28 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("frame", metavar="SNAP.tif", help="the snapped frame, one plane")
     train.add_argument("--method", choices=["lodestar"], default="lodestar")
     train.add_argument(
-        "--box", nargs=4, type=int, metavar=("X", "Y", "W", "H"),
-        help="the one particle to learn, whole pixels: left column, top row, width, height (default: the whole image)",
+        "--box", nargs="+", action=_BoxAction, metavar="X Y W H | auto",
+        help="the particle to learn, whole pixels: left column, top row, width, height; give it again for more "
+        "particles of the same kind; auto takes the clearest isolated one (default: the whole image)",
     )  # fmt: skip
     train.add_argument("-o", "--output", metavar="MODEL.onnx", required=True)
     train.add_argument("--seed", type=int, default=0, help="same seed, same model (default: %(default)s)")
     train.add_argument("--steps", type=_count, help="gradient steps in place of the method's default")
+    train.add_argument("--preset", choices=["default", "paper"], default="default", help="paper: as published, slow")
+    train.add_argument(
+        "--scale", type=_count, metavar="N",
+        help="average N x N pixels first, so that a large particle is learned whole (default: from its size)",
+    )  # fmt: skip
+    for name, text in (
+        ("gain", "brightness of the particles to come, as factors from and to (default: 0.7 1.3)"),
+        ("size", "size of the particles to come, as factors from and to (default: 1 1)"),
+    ):
+        train.add_argument(f"--{name}", nargs=2, type=_positive, metavar=("FROM", "TO"), help=text)
+    train.add_argument(
+        "--noise", type=float, help="strongest noise to train with, in roots of the signal (default: 0.8)"
+    )
+    train.add_argument("--alpha", type=float, help="exponent of the weight in the score (default: 0.5)")
+    train.add_argument("--beta", type=float, help="exponent of the agreement in the score (default: 0.5)")
     train.add_argument(
         "--pixel-size-um", type=_positive, metavar="P", help="edge of a pixel in the sample, micrometres"
     )
@@ -171,6 +188,32 @@ def _explain(sentence: str, arguments: argparse.Namespace) -> int:
         Console(as_json=True).event(event="error", error=sentence)
     print(f"oneframe {arguments.command}: {sentence}", file=sys.stderr)
     return 1
+
+
+class _BoxAction(argparse.Action):
+    """Collects `--box X Y W H` as (x, y, width, height), or "auto" alone."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        given = list(values or ())
+        before = getattr(namespace, self.dest)
+        if given == ["auto"] and before is None:
+            setattr(namespace, self.dest, "auto")
+            return
+        try:
+            x, y, width, height = (int(text) for text in given)
+        except ValueError:
+            raise argparse.ArgumentError(
+                self, f"expected X Y W H in whole pixels or auto, got {' '.join(given)}"
+            ) from None
+        if before == "auto":
+            raise argparse.ArgumentError(self, "expected boxes or auto, got both; give one or the other")
+        setattr(namespace, self.dest, [*(before or []), (x, y, width, height)])
 
 
 def _count(text: str) -> int:

@@ -47,31 +47,62 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
         trained = train_on(
             frame.pixels,
             method=arguments.method,
-            box=None if arguments.box is None else tuple(arguments.box),
+            box=arguments.box,
             seed=arguments.seed,
             steps=arguments.steps,
+            preset=arguments.preset,
             pixel_size_um=arguments.pixel_size_um or frame.pixel_size_um,
             source=arguments.frame,
             on_progress=show,
             cancel=cancel,
+            training_scale=arguments.scale,
+            gain=arguments.gain and tuple(arguments.gain),
+            size=arguments.size and tuple(arguments.size),
+            noise=arguments.noise,
+            alpha=arguments.alpha,
+            beta=arguments.beta,
         )
     finally:
         signal.signal(signal.SIGINT, previous)
     training_s = time.monotonic() - start_s
     console.say("exporting and checking the model")
     card = export(trained, path)
-    quality = card.quality
     console.say(
-        f"{path}: trained in {duration(training_s)}; views agree within {quality['view_error_px']:.3f} px; "
-        f"{quality['detections_on_frame']} found on the snapped frame at threshold {card.threshold:g}; "
-        f"{card.speed['detect_ms']:g} ms per frame here",
+        f"{path}: trained in {duration(training_s)}, threshold {card.threshold:g}, {card.speed['detect_ms']:g} ms per "
+        "frame here",
         event="done",
         file=str(path),
         training_s=training_s,
         threshold=card.threshold,
-        quality=quality,
+        quality=card.quality,
         speed=card.speed,
     )
+    for name, value in quality_lines(card.quality):
+        console.say(f"  {name:<24}{value}")
+
+
+def quality_lines(quality: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the quality card as (name, value), the advice last."""
+    if "advice" not in quality:
+        return [("quality", _facts(quality))]
+
+    def px(name: str) -> str:
+        value = quality[name]
+        return "unknown" if value is None else "under 0.001 px" if value < 0.001 else f"{value:.3f} px"
+
+    return [
+        ("expected error", f"{px('expected_rmse_px')} per axis; the light of this frame allows {px('bound_px')}"),
+        ("errors within one sigma", f"{100 * quality['errors_within_sigma']:.0f} % (68 % is right)"),
+        (
+            "repeatability",
+            f"shift {px('repeat_shift_px')}, flip {px('repeat_flip_px')}, noise {px('repeat_noise_px')}; "
+            f"{100 * quality['found_again']:.0f} % found again each time",
+        ),
+        ("found on this frame", f"{quality['detections_on_frame']}"),
+        ("threshold", f"lowest score above it {quality['threshold_gap']:.1f} times the highest below it"),
+        *(("warning", text) for text in quality["warnings"]),
+        (quality["advice"], quality["advice_sentence"]),
+    ]
 
 
 def verify(arguments: argparse.Namespace, console: Console) -> None:
@@ -105,7 +136,7 @@ def info(arguments: argparse.Namespace, console: Console) -> None:
         print(card.to_json())
         return
     for name, value in _lines(card):
-        console.say(f"{name:<16}{value}")
+        console.say(f"{name:<26}{value}")
 
 
 def _lines(card: ModelCard) -> list[tuple[str, str]]:
@@ -122,7 +153,7 @@ def _lines(card: ModelCard) -> list[tuple[str, str]]:
         ("pixel size", pixel),
         ("learned from", learned),
         ("seed, steps", f"{card.settings.get('seed', '?')}, {card.settings.get('n_steps', '?')}"),
-        ("quality", _facts(card.quality)),
+        *quality_lines(card.quality),
         ("speed", _facts(card.speed)),
         ("versions", _facts(card.versions)),
         ("created", card.created),

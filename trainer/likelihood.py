@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from oneframe.trainer.crops import REFINEMENT, orthogonal, sample
 from oneframe.trainer.symmetry import PixelNoise
 
-N_STEPS = 4
+N_STEPS = 3
 """Gauss-Newton steps."""
 OUTLIER = 5.0
 """Residual, in standard deviations, at which a pixel has lost half its say (it shows something else)."""
@@ -107,24 +107,11 @@ class LikelihoodFit(nn.Module):
         alike = torch.argmax(pixels @ self.bank.T, 1)
         pose = self.bank_pose[alike]
         start = torch.stack([y - row, x - column], -1) - self.bank_move[alike]
-        shift, angle = start, pose[:, 2]
-        gain, background, scatter = torch.ones_like(y), torch.zeros_like(y), torch.full_like(y, 1e12)
+        seed = torch.stack([torch.ones_like(y), torch.zeros_like(y), torch.full_like(y, 1e12)], -1)
+        state = torch.cat([start, pose[:, 2:], seed, torch.ones_like(start)], -1)
         for _ in range(N_STEPS):
-            model, jacobian = self._model(shift, angle, pose[:, 1], pose[:, 0])
-            variance = self.noise.variance(model)
-            rest = pixels - background[:, None] - gain[:, None] * model
-            say = inside * self._near(shift) / (1 + (rest**2 / (OUTLIER**2 * scatter[:, None] * variance)) ** 2)
-            weighted = jacobian * (say / variance)[:, None, :]
-            solution, inverse = _solved(weighted @ jacobian.mT, weighted @ pixels[..., None])
-            gain, background = solution[:, 0], solution[:, 1]
-            rest = pixels - (solution[:, None, :] @ jacobian)[:, 0]
-            n_free = (say.sum(1) - jacobian.shape[1]).clamp(min=1)
-            scatter = (say * rest**2 / variance).sum(1) / n_free + 1e-12
-            safe_gain = gain.clamp(min=0.05)
-            shift = shift + (solution[:, 2:4] / safe_gain[:, None]).clamp(-0.5, 0.5)
-            if self.has_angle:
-                angle = angle + (solution[:, 4] / safe_gain).clamp(-0.2, 0.2)
-        variance = inverse[:, 2:4] * (scatter / safe_gain**2)[:, None]
+            state = self._step(state, pixels, inside, pose)
+        shift, gain, variance = state[:, :2], state[:, 3], state[:, 6:8]
         moved = (shift - start).square().sum(-1).sqrt()
         sound = (gain > 0.05) & (moved < self.largest_move_px) & (variance.amax(1) < self.largest_move_px**2)
         return (
@@ -133,6 +120,26 @@ class LikelihoodFit(nn.Module):
             torch.where(sound, variance[:, 0].clamp(min=0).sqrt(), sigma_px),
             torch.where(sound, variance[:, 1].clamp(min=0).sqrt(), sigma_px),
         )
+
+    def _step(self, state: Tensor, pixels: Tensor, inside: Tensor, pose: Tensor) -> Tensor:
+        """Take one Gauss-Newton step: state (N, 8) of y, x, angle, gain, background, scatter and the variances."""
+        shift, angle = state[:, :2], state[:, 2]
+        gain, background, scatter = state[:, 3:4], state[:, 4:5], state[:, 5:6]
+        model, jacobian = self._model(shift, angle, pose[:, 1], pose[:, 0])
+        variance = self.noise.variance(model)
+        rest = pixels - background - gain * model
+        say = inside * self._near(shift) / (1 + (rest**2 / (OUTLIER**2 * scatter * variance)) ** 2)
+        weighted = jacobian * (say / variance)[:, None, :]
+        solution, inverse = _solved(weighted @ jacobian.mT, weighted @ pixels[..., None])
+        rest = pixels - (solution[:, None, :] @ jacobian)[:, 0]
+        n_free = (say.sum(1, keepdim=True) - jacobian.shape[1]).clamp(min=1)
+        scatter = (say * rest**2 / variance).sum(1, keepdim=True) / n_free + 1e-12
+        safe_gain = solution[:, :1].clamp(min=0.05)
+        shift = shift + (solution[:, 2:4] / safe_gain).clamp(-0.5, 0.5)
+        if self.has_angle:
+            angle = angle + (solution[:, 4] / safe_gain[:, 0]).clamp(-0.2, 0.2)
+        found = inverse[:, 2:4] * scatter / safe_gain**2
+        return torch.cat([shift, angle[:, None], solution[:, :2], scatter, found], -1)
 
     def _patches(self, image: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """Cut patches round whole-pixel places, (N, K), and tell which of their pixels lie in the image."""
@@ -166,25 +173,44 @@ class LikelihoodFit(nn.Module):
         return image, torch.stack(columns, 1)
 
 
-def best_located(image: Tensor, noise: PixelNoise, diameter_px: float) -> Tensor:
-    """Return the point of a particle that can be located best, (y, x) relative to its middle.
+def bound_px(image: Tensor, noise: PixelNoise, diameter_px: float, *, has_angle: bool) -> float:
+    """Return the Cramér-Rao bound on the standard deviation per axis: no unbiased estimate can do better.
 
-    An error of the angle moves every other point too: of all points, the errors of this one alone do not depend on it.
-    For a particle with a centre of symmetry, it is that centre.
+    Position, gain, background and, with `has_angle`, the angle are unknown.
 
     Parameters
     ----------
     image : (3, F, F)
-        `with_gradients` of the particle.
+        `with_gradients` of the particle; lengths in its pixels.
     """
+    covariance = _covariance(image, noise, diameter_px)
+    if not has_angle:
+        covariance = torch.linalg.inv(torch.linalg.inv(covariance)[:4, :4])
+    return float(covariance.diagonal()[2:4].mean().sqrt())
+
+
+def best_located(image: Tensor, noise: PixelNoise, diameter_px: float) -> Tensor:
+    """Return the point of a particle that can be located best, (y, x) relative to its middle.
+
+    An error of the angle moves every other point too: of all points, the errors of this one alone do not depend on it.
+    For a particle with a centre of symmetry, it is that centre. Arguments as in `bound_px`.
+    """
+    covariance = _covariance(image, noise, diameter_px)
+    point: Tensor = torch.stack([covariance[3, 4], -covariance[2, 4]]) / covariance[4, 4]
+    return point
+
+
+def _covariance(image: Tensor, noise: PixelNoise, diameter_px: float) -> Tensor:
+    """Inverse of the Fisher information about gain, background, y, x and angle, (5, 5)."""
     reach_px = math.ceil(diameter_px / 2 + 4)
     v = torch.arange(-reach_px, reach_px + 1.0)
     y, x = torch.meshgrid(v, v, indexing="ij")
     found = sample(image, torch.eye(2)[None], torch.zeros(1, 2), len(v))[0]
     jacobian = torch.stack([found[0], torch.ones_like(y), -found[1], -found[2], found[2] * y - found[1] * x]).flatten(1)
-    covariance = torch.linalg.inv(jacobian / noise.variance(found[0]).flatten() @ jacobian.T)
-    point: Tensor = torch.stack([covariance[3, 4], -covariance[2, 4]]) / covariance[4, 4]
-    return point
+    information = jacobian / noise.variance(found[0]).flatten() @ jacobian.T
+    # a round particle knows no angle: keep the matrix regular without saying anything about the rest
+    regular: Tensor = torch.linalg.inv(information + 1e-6 * torch.diag(information.diagonal()))
+    return regular
 
 
 def _solved(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,7 +223,6 @@ def _solved(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     matrix = matrix / (size[:, :, None] * size[:, None, :]) + 1e-6 * torch.eye(n)
     work = torch.cat([matrix, right / size[..., None], torch.eye(n).expand(matrix.shape)], -1)
     for k in range(n):
-        pivot = work[:, k : k + 1] / work[:, k : k + 1, k : k + 1].clamp(min=1e-6)
-        keep = 1.0 - torch.eye(n)[k][:, None]
-        work = work * keep - (work[:, :, k : k + 1] * keep) * pivot + (1 - keep) * pivot
+        row, column = work[:, k : k + 1], work[:, :, k : k + 1]
+        work = work - (column - torch.eye(n)[:, k : k + 1]) * (row / row[..., k : k + 1])
     return work[..., n] / size, torch.diagonal(work[..., n + 1 :], dim1=1, dim2=2) / size**2

@@ -36,8 +36,9 @@ from oneframe.trainer.crops import (
     refined,
     sample,
 )
-from oneframe.trainer.likelihood import LikelihoodFit, Likeness, best_located
+from oneframe.trainer.likelihood import LikelihoodFit, Likeness, best_located, bound_px
 from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, fit
+from oneframe.trainer.quality import advice, on_views, repeatability
 from oneframe.trainer.symmetry import PixelNoise, Symmetrised, pixel_noise, symmetrised, with_gradients
 
 STRIDE_PX = 2
@@ -399,7 +400,7 @@ class Lesson:
     reach_cells: int
     """Distance from the peak of the weights within which cells have a say."""
     particles: Sequence[Symmetrised]
-    """What positions are fitted with; none: they stay where the network sees them."""
+    """Each boxed particle, as well as one frame shows it."""
     noise: PixelNoise
 
 
@@ -457,10 +458,16 @@ def train_lodestar(
     *,
     seed: int,
     settings: LodestarSettings,
+    warnings: Sequence[str] = (),
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> TrainedModel:
     """Train on one or several boxes of one frame (H, W), each round one particle.
+
+    Parameters
+    ----------
+    warnings : sequence of str
+        What is known to be wrong with the boxes; goes into the quality card.
 
     Raises
     ------
@@ -495,6 +502,7 @@ def train_lodestar(
             "box one clear, isolated particle with a rim of background, or train for more --steps"
         )
     _set_level(network, quality)
+    likeness = _likeness(lesson, quality, diameter_px / pooling)
     graph = LodestarGraph(
         network,
         normalisation,
@@ -503,16 +511,16 @@ def train_lodestar(
         reach_cells=lesson.reach_cells,
         diameter_px=diameter_px,
         sigma_px=quality.error_px,
-        likeness=_likeness(lesson, quality, diameter_px / pooling) if lesson.particles else None,
+        likeness=likeness if settings.fit else None,
     ).eval()
-    threshold, n_found = choose_threshold(graph, image)
+    chosen = choose_threshold(graph, image)
     view = lesson.view
     card = ModelCard(
         method="lodestar",
         input_dtype=str(image.dtype),
         n_channels=1,
         columns=COLUMNS_OUT,
-        threshold=threshold,
+        threshold=chosen.value,
         object_diameter_px=round(diameter_px, 2),
         normalisation={"offset": normalisation.offset, "scale": normalisation.scale},
         trained_ranges={
@@ -520,14 +528,74 @@ def train_lodestar(
         },
         settings={**asdict(settings), "seed": seed, "view_px": view.view_px, "pooling": pooling, "attempts": attempt},
         quality={
+            **_quality_card(graph, image, lesson, likeness, normalisation, chosen, warnings, seed=seed),
             "view_error_px": round(quality.error_px * pooling, 4),
             "weights_cover": round(quality.covered, 4),
-            "snr": round(1 / max(normalisation.noise, 1e-9), 1),
-            "detections_on_frame": n_found,
             "training_s": round(time.monotonic() - start_s, 1),
         },
     )  # fmt: skip
     return TrainedModel(graph, card, _example_of(image, boxes[0]))
+
+
+def _quality_card(
+    graph: LodestarGraph,
+    image: NDArray[Any],
+    lesson: Lesson,
+    likeness: Likeness,
+    normalisation: Normalisation,
+    chosen: Threshold,
+    warnings: Sequence[str],
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """Measure the deployed graph on views with known positions and on the snapped frame."""
+    threshold = torch.tensor(chosen.value)
+
+    def detect(pixels: Tensor) -> tuple[Tensor, ...]:
+        columns: tuple[Tensor, ...] = graph(pixels, threshold)
+        return columns
+
+    pooling, fine = graph.pooling, lesson.fine
+    views = on_views(detect, fine, lesson.view, lesson.noise, normalisation, pooling=pooling, seed=seed)
+    repeated = repeatability(
+        detect, image, normalisation.noise * normalisation.scale, likeness.diameter_px * pooling, seed=seed
+    )
+    bound = pooling * max(
+        bound_px(picture, lesson.noise, likeness.diameter_px, has_angle=likeness.has_angle)
+        for picture in likeness.images
+    )
+    level, sentence = advice(views, bound, repeated, chosen.n_found, chosen.gap, warnings)
+    enough = chosen.n_found >= 8
+    variance, score = (chosen.variance_px2, chosen.score) if enough else (views.variance_px2, views.score)
+    return {
+        "advice": level,
+        "advice_sentence": sentence,
+        "warnings": list(warnings),
+        "snr": round(1 / max(normalisation.noise, 1e-9), 1),
+        "expected_rmse_px": _rounded(views.rmse_px),
+        "bound_px": _rounded(bound),
+        "errors_within_sigma": round(views.within_sigma, 3),
+        "found_on_views": round(views.found, 3),
+        "found_again": round(repeated.found_again, 3),
+        "repeat_shift_px": _rounded(repeated.shift_px),
+        "repeat_flip_px": _rounded(repeated.flip_px),
+        "repeat_noise_px": _rounded(repeated.noise_px),
+        "detections_on_frame": chosen.n_found,
+        "threshold_gap": round(chosen.gap, 2),
+        "reference": {
+            "variance_px2": _quantiles(variance), "score": _quantiles(score), "n": len(score)
+        },
+    }  # fmt: skip
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def _quantiles(values: Tensor) -> list[float]:
+    if not len(values):
+        return [0.0, 0.0, 0.0]
+    return [float(f"{q:.4g}") for q in torch.quantile(values, torch.tensor([0.05, 0.5, 0.95])).tolist()]
 
 
 def _lesson_from(
@@ -569,7 +637,7 @@ def _lesson_from(
         view=view,
         frame_noise=normalisation.noise / pooling,
         reach_cells=min(7, max(2, math.ceil(diameter / 4) + 1)),
-        particles=shapes if settings.fit else (),
+        particles=shapes,
         noise=PixelNoise(*np.median([astuple(noise) for noise in noises], axis=0).tolist()),
     )
 
@@ -577,17 +645,15 @@ def _lesson_from(
 def _likeness(lesson: Lesson, quality: Quality, diameter_px: float) -> Likeness:
     """Put the middle of each particle where it is located best, along the directions that no symmetry fixes."""
     images, seen = [], []
+    size = 2 * math.ceil(diameter_px / 2 + 8) + 1  # what the fit looks at, and a rim
     for particle, agreed in zip(lesson.particles, quality.centres_px, strict=True):
-        image = with_gradients(particle.image)
         free = torch.eye(2) - torch.from_numpy(particle.fixed)
         move = torch.zeros(2)
         if float(free.abs().max()) > 1e-3:
-            move = free @ best_located(image, lesson.noise, diameter_px)
-            reach_px = diameter_px / 2
-            move = move * min(1.0, reach_px / max(float(move.norm()), 1e-6))
-            moved = sample(image[:1], torch.eye(2)[None], move[None], particle.image.shape[0])[0, 0]
-            image = with_gradients(moved.numpy())
-        images.append(image)
+            move = free @ best_located(with_gradients(particle.image), lesson.noise, diameter_px)
+            move = move * min(1.0, diameter_px / 2 / max(float(move.norm()), 1e-6))
+        moved = sample(refined(particle.image)[None], torch.eye(2)[None], move[None], size)[0, 0]
+        images.append(with_gradients(moved.numpy()))
         seen.append(free @ agreed - move)
     return Likeness(
         torch.stack(images),
@@ -650,24 +716,36 @@ def _train_once(
     return trained.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload, no-any-return]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Threshold:
+    """The lowest score to report, and what led to it."""
+
+    value: float
+    n_found: int
+    """Particles of the frame above it."""
+    gap: float
+    """Ratio of the lowest score above it to the highest below it: 1 is a mere guess."""
+    score: Tensor
+    """(n_found,)"""
+    variance_px2: Tensor
+
+
 @torch.no_grad()
-def choose_threshold(graph: LodestarGraph, image: NDArray[Any]) -> tuple[float, int]:
+def choose_threshold(graph: LodestarGraph, image: NDArray[Any]) -> Threshold:
     """Put the threshold into the widest gap, on a logarithmic scale, between the scores found on the frame itself.
 
-    Returns
-    -------
-    threshold : float
-        Within 0.05 to 0.7 of the best score.
-    n_found : int
-        Particles of the frame above it.
+    It lies within 0.05 to 0.7 of the best score.
     """
-    score = graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(0.02))[2]
+    _, _, score, _, _, variance = graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(0.02))
     best = float(score.max()) if len(score) else 1.0
     low, high = 0.05 * best, 0.7 * best
     levels = torch.cat([torch.tensor([low, high]), score[(score > low) & (score < high)]]).sort().values.log()
     gap = int((levels[1:] - levels[:-1]).argmax())
-    threshold = float((levels[gap] + levels[gap + 1]).div(2).exp())
-    return round(threshold, 3), int((score >= threshold).sum())
+    threshold = round(float((levels[gap] + levels[gap + 1]).div(2).exp()), 3)
+    above = score >= threshold
+    return Threshold(
+        threshold, int(above.sum()), float((levels[gap + 1] - levels[gap]).exp()), score[above], variance[above]
+    )
 
 
 def _example_of(image: NDArray[Any], box: Box) -> NDArray[Any]:

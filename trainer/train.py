@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -15,24 +15,31 @@ from numpy.typing import NDArray
 
 from oneframe.export.trained import TrainedModel
 from oneframe.runtime.model import check_pixels
+from oneframe.trainer.boxes import box_warnings, propose_box
 from oneframe.trainer.crops import Box
-from oneframe.trainer.lodestar import LodestarSettings, train_lodestar
+from oneframe.trainer.lodestar import PRESETS, LodestarSettings, train_lodestar
 from oneframe.trainer.loop import Progress
 
 METHODS = ("lodestar",)
+
+
+Boxes = Box | tuple[int, int, int, int] | Sequence[Box | tuple[int, int, int, int]]
+"""One box or several; a tuple is x, y, width, height."""
 
 
 def train(
     image: NDArray[Any],
     *,
     method: str = "lodestar",
-    box: Box | tuple[int, int, int, int] | None = None,
+    box: Boxes | Literal["auto"] | None = None,
     seed: int = 0,
     steps: int | None = None,
+    preset: str = "default",
     pixel_size_um: float | None = None,
     source: str = "",
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
+    **changed: Any,
 ) -> TrainedModel:
     """Train on one frame.
 
@@ -42,16 +49,21 @@ def train(
         The snapped frame, camera pixels.
     method : str
         `lodestar`.
-    box : Box or (x, y, width, height), optional
-        Where the one particle to learn is, whole pixels; None takes the whole image.
+    box : Box, (x, y, width, height), a sequence of these, or "auto", optional
+        Where the one particle to learn is, whole pixels; several boxes show several particles of one kind. "auto" takes
+        the clearest isolated particle of the frame, None the whole image.
     seed : int
         Same seed, same frame, same model.
     steps : int, optional
         Gradient steps in place of the method's default.
+    preset : str
+        `default`, or `paper`: network, loss and schedule of the paper.
     pixel_size_um : float, optional
         Edge of a pixel in the sample, micrometres; goes into the card.
     source : str
         Name of the file the frame came from; goes into the card.
+    **changed
+        Other settings of the method by name, see `LodestarSettings`.
 
     Raises
     ------
@@ -64,18 +76,50 @@ def train(
     """
     if method not in METHODS:
         raise ValueError(f"expected a method among {', '.join(METHODS)}, got {method!r}")
+    if preset not in PRESETS:
+        raise ValueError(f"expected a preset among {', '.join(PRESETS)}, got {preset!r}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
     _check_image(image)
-    if box is None:
-        box = (0, 0, image.shape[1], image.shape[0])
-    if not isinstance(box, Box):
-        box = Box(*box)
-    box.check_within(*image.shape)
-    settings = LodestarSettings() if steps is None else LodestarSettings(n_steps=steps)
-    trained = train_lodestar(image, [box], seed=seed, settings=settings, on_progress=on_progress, cancel=cancel)
-    card = replace(trained.card, pixel_size_um=pixel_size_um, crop=_crop_record(image, box, source))
+    boxes = _boxes(image, box)
+    changed = {name: value for name, value in changed.items() if value is not None}
+    unknown = changed.keys() - {field.name for field in fields(LodestarSettings)}
+    if unknown:
+        raise ValueError(f"expected settings of LodestarSettings, got {', '.join(sorted(unknown))}")
+    if steps is not None:
+        changed["n_steps"] = steps
+    warnings = [] if box is None else [text for each in boxes for text in box_warnings(image, each)]
+    trained = train_lodestar(
+        image,
+        boxes,
+        seed=seed,
+        settings=replace(PRESETS[preset], **changed),
+        warnings=warnings,
+        on_progress=on_progress,
+        cancel=cancel,
+    )
+    card = replace(trained.card, pixel_size_um=pixel_size_um, crop=_crop_record(image, boxes, source))
     return replace(trained, card=card)
+
+
+def _boxes(image: NDArray[Any], box: Boxes | Literal["auto"] | None) -> list[Box]:
+    """Return the boxes that were asked for, each within the image."""
+    if box is None:
+        boxes = [Box(0, 0, image.shape[1], image.shape[0])]
+    elif isinstance(box, str):
+        if box != "auto":
+            raise ValueError(f'expected boxes or "auto", got {box!r}')
+        boxes = [propose_box(image)]
+    elif isinstance(box, Box):
+        boxes = [box]
+    else:
+        several = [box] if box and isinstance(box[0], int) else box
+        boxes = [each if isinstance(each, Box) else Box(*each) for each in several]  # type: ignore[misc]
+    if not boxes:
+        raise ValueError('expected at least one box, got none; give boxes, "auto" or None')
+    for each in boxes:
+        each.check_within(*image.shape)
+    return boxes
 
 
 def _check_image(image: NDArray[Any]) -> None:
@@ -93,8 +137,9 @@ def _check_image(image: NDArray[Any]) -> None:
     check_pixels(image)
 
 
-def _crop_record(image: NDArray[Any], box: Box, source: str) -> dict[str, Any]:
-    """Return what the card keeps of the crop: place, hash and a thumbnail."""
+def _crop_record(image: NDArray[Any], boxes: Sequence[Box], source: str) -> dict[str, Any]:
+    """Return what the card keeps of the crops: their places, hash and thumbnail of the first."""
+    box = boxes[0]
     crop = np.ascontiguousarray(box.cut(image))
     low, high = float(crop.min()), float(crop.max())
     grey = np.rint(255 * (crop.astype(np.float32) - low) / max(high - low, 1e-9)).astype(np.uint8)
@@ -106,6 +151,7 @@ def _crop_record(image: NDArray[Any], box: Box, source: str) -> dict[str, Any]:
         "file": source,
         "frame_shape": list(image.shape),
         "box_xywh_px": [box.x_px, box.y_px, box.width_px, box.height_px],
+        "more_boxes_xywh_px": [[more.x_px, more.y_px, more.width_px, more.height_px] for more in boxes[1:]],
         "sha256": hashlib.sha256(crop.tobytes()).hexdigest(),
         "thumbnail_png_base64": base64.b64encode(png).decode("ascii"),
     }
