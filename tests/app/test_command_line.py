@@ -63,9 +63,35 @@ def test_train_verify_info_detect(capsys, snap_file, tmp_path, bead_model):
     done = succeeds(capsys, "detect", model, str(snap_file), "-o", str(table), "--overlay", str(overlay))[-1]
     rows = np.genfromtxt(table, delimiter=",", names=True, dtype=None, encoding="utf-8")
     assert done["detections"] == len(rows) > 3
-    assert rows.dtype.names == ("image", "frame", "y_px", "x_px", "score", "y_um", "x_um")
+    columns = ("y_px", "x_px", "score", "sigma_y_px", "sigma_x_px", "variance_px2")
+    assert rows.dtype.names == ("image", "frame", *columns, "y_um", "x_um")
+    assert 0 < np.median(rows["sigma_y_px"]) < 0.2
     np.testing.assert_allclose(rows["y_um"], rows["y_px"] * 0.1, atol=1e-4)
     assert overlay.stat().st_size > 1000
+
+
+def test_several_boxes_are_trained_on_and_kept_in_the_card(capsys, snap_file, tmp_path, bead_model):
+    x, y, width, height = bead_model.snap.box
+    model = str(tmp_path / "beads.onnx")
+    box, larger = ["--box", *map(str, (x, y, width, height))], ["--box", *map(str, (x + 1, y, width - 2, height))]
+    events = succeeds(capsys, "train", str(snap_file), *box, *larger, "-o", model, "--steps", "400", "--alpha", "0.7")
+    assert events[-1]["quality"]["found_on_views"] == 1.0
+    card = succeeds(capsys, "info", model)[0]
+    assert card["crop"]["box_xywh_px"] == [x, y, width, height]
+    assert card["crop"]["more_boxes_xywh_px"] == [[x + 1, y, width - 2, height]]
+    assert card["settings"]["alpha"] == 0.7
+    assert main(["info", model]) == 0
+    assert "expected error" in capsys.readouterr().out
+
+
+def test_what_no_training_can_learn_ends_with_1_and_says_why(capsys, tmp_path):
+    ramp = (np.add.outer(np.zeros(96), np.arange(96)) * 40 + 500).astype(np.uint16)  # looks the same at every height
+    tifffile.imwrite(tmp_path / "ramp.tif", ramp)
+    box = ["--box", "20", "20", "40", "40"]
+    error = fails(capsys, "train", str(tmp_path / "ramp.tif"), *box, "-o", str(tmp_path / "m.onnx"), "--steps", "60")
+    assert "after 3 attempts" in error
+    assert "box one clear, isolated particle" in error
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_detect_goes_on_after_a_bad_frame_and_says_so(capsys, bead_model, tmp_path):
@@ -189,6 +215,10 @@ def test_bad_input_gets_one_sentence_and_exit_code_1(capsys, files, argv, messag
         [],
         ["fly"],
         ["train", "snap.tif", "--box", "1", "2", "3", "-o", "m.onnx"],
+        ["train", "snap.tif", "--box", "somewhere", "-o", "m.onnx"],
+        ["train", "snap.tif", "--box", "auto", "--box", "1", "2", "30", "30", "-o", "m.onnx"],
+        ["train", "snap.tif", "--size", "1", "-o", "m.onnx"],
+        ["train", "snap.tif", "--preset", "other", "-o", "m.onnx"],
         ["train", "snap.tif", "-o", "m.onnx", "--steps", "0"],
         ["log", "m.onnx", "--source", "sim:beads", "-o", "run", "--frames", "2", "--seconds", "3"],
         ["log", "m.onnx", "--source", "sim:beads"],

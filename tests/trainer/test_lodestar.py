@@ -104,7 +104,9 @@ def test_cancelling_gives_no_model():
 def test_what_does_not_converge_is_no_model():
     snap = snapped()
     settings = LodestarSettings(n_steps=3, channels=4, max_attempts=2)
-    with pytest.raises(ConvergenceError, match=r"within 0.5 px, got after 2 attempts: half-way error .* px.*box one clear"):
+    with pytest.raises(
+        ConvergenceError, match=r"within 0.5 px, got after 2 attempts: half-way error .* px.*box one clear"
+    ):
         train_lodestar(snap.frame.pixels, [Box(*snap.box)], seed=0, settings=settings)
 
 
