@@ -91,8 +91,8 @@ def parser() -> argparse.ArgumentParser:
         help="average N x N pixels first, so that a large particle is learned whole (default: from its size)",
     )  # fmt: skip
     for name, text in (
-        ("gain", "brightness of the particles to come, as factors from and to (default: 0.7 1.3)"),
-        ("size", "size of the particles to come, as factors from and to (default: 1 1)"),
+        ("gain", "brightness of the particles to come, as factors from and to (default: from the frame)"),
+        ("size", "size of the particles to come, as factors from and to (default: from the frame)"),
     ):
         train.add_argument(f"--{name}", nargs=2, type=_positive, metavar=("FROM", "TO"), help=text)
     train.add_argument(

@@ -19,14 +19,13 @@ from oneframe.acquisition import BadFrameError, EndOfStream, Frame, FrameSource,
 from oneframe.app.console import CommandError, Console
 from oneframe.app.frames import new_file
 from oneframe.runtime import Detections, OnnxModel, load_model
-from oneframe.runtime.account import Account, Status
+from oneframe.runtime.account import Account, Status, StatusBoard
 from oneframe.runtime.display import DisplaySink, start_viewer
+from oneframe.runtime.drift import ALIKE
 from oneframe.runtime.link import FrameLinker, LinkSettings
 from oneframe.runtime.pipeline import Ended, Pipeline
 from oneframe.runtime.record import RunRecord, complete_run, recover_run
-from oneframe.runtime.seams import Sink
-
-_NO_STATUS = Status(0.0, 0.0, float("nan"), float("nan"), 0, 0, 0, 0, 0, 0)
+from oneframe.runtime.seams import Analysed, Sink
 
 
 def detect(arguments: argparse.Namespace, console: Console) -> None:
@@ -150,8 +149,8 @@ def live(arguments: argparse.Namespace, console: Console) -> None:
     """Show positions on the live camera view; with an output folder also log them."""
     screenshot = None if arguments.screenshot is None else new_file(arguments.screenshot, (".png",))
     model = load_model(arguments.model, threshold=arguments.threshold, threads=arguments.threads)
-    status: list[Callable[[], Status]] = []
-    display = DisplaySink(status=lambda: status[0]() if status else _NO_STATUS)
+    board = StatusBoard()
+    display = DisplaySink(status=board)
     try:
         viewer = start_viewer(
             display.address,
@@ -165,10 +164,9 @@ def live(arguments: argparse.Namespace, console: Console) -> None:
             pass
 
         def watch(pipeline: Pipeline) -> None:
-            status.append(pipeline.status)
             _when_closed(viewer, pipeline, console, keeps_on=arguments.output is not None)
 
-        ended = run_pipeline(arguments, model, {"view": display}, console, on_start=watch)
+        ended = run_pipeline(arguments, model, {"view": display}, console, board=board, on_start=watch)
     finally:
         display.close()
     exit_code = viewer.wait()
@@ -200,9 +198,14 @@ def run_pipeline(
     sinks: dict[str, Sink],
     console: Console,
     *,
+    board: StatusBoard | None = None,
     on_start: Callable[[Pipeline], None] = lambda _: None,
 ) -> Ended:
-    """Build the pipeline that the arguments ask for, run it, and complete the run's folder."""
+    """Build the pipeline that the arguments ask for, run it, and complete the run's folder.
+
+    Sinks that show how it is doing read it from `board`.
+    """
+    board = StatusBoard() if board is None else board
     max_distance_px = arguments.max_distance_px or model.card.object_diameter_px
     linking = LinkSettings(max_distance_px=max_distance_px, max_gap_frames=arguments.max_gap_frames)
     source = open_source(arguments.source)
@@ -220,11 +223,11 @@ def run_pipeline(
             folder, card=model.card, source=source.info, settings=settings, save_frames=arguments.save_frames
         )
         sinks = {"record": record, **sinks}
-    sinks = {"console": _ConsoleSink(console), **sinks}
+    sinks = {"console": _ConsoleSink(console, board), **sinks}
     pipeline = Pipeline(
         source, model, FrameLinker(linking), sinks, mode=arguments.mode, essential=frozenset({"record"})
     )
-    sinks["console"].status = pipeline.status  # type: ignore[attr-defined]
+    board.follow(pipeline.status)
     on_start(pipeline)
     previous = {number: signal.signal(number, lambda *_: pipeline.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -233,18 +236,30 @@ def run_pipeline(
         for number, handler in previous.items():
             signal.signal(number, handler)
     if folder is not None:
-        complete_run(folder, ended.account, ended.reason, published=ended.published)
+        complete_run(folder, ended.account, ended.reason, published=ended.published, sink_drops=ended.sink_drops)
     return ended
 
 
 class _ConsoleSink:
-    """A line now and then: how the run is doing."""
+    """A line now and then: how the run is doing; and one when the sample looks otherwise than before."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, status: Callable[[], Status]) -> None:
         self._console = console
-        self.status: Callable[[], Status] | None = None
+        self._status = status
+        self._drift = ALIKE
 
-    def write(self, _analysed: object) -> None:
+    def write(self, analysed: Analysed) -> None:
+        drift = analysed.drift or ALIKE
+        if drift.state != self._drift.state:
+            index = analysed.frame.index
+            self._console.say(
+                f"frame {index}: {drift.sentence}",
+                event="drift",
+                state=drift.state,
+                frame=index,
+                sentence=drift.sentence,
+            )
+        self._drift = drift
         self._tick()
 
     def skip(self, _missed: object) -> None:
@@ -254,9 +269,9 @@ class _ConsoleSink:
         pass
 
     def _tick(self) -> None:
-        if self.status is None or not self._console.due():
+        if not self._console.due():
             return
-        now = self.status()
+        now = self._status()
         facts = {name: getattr(now, name) for name in now.__slots__}
         self._console.tick(lambda: status_line(now), event="progress", **facts)
 
@@ -274,11 +289,12 @@ def _report(ended: Ended, arguments: argparse.Namespace, console: Console) -> No
     """Print the account; a source or a record that broke down is a failure."""
     where = f"{arguments.output}: " if arguments.output else ""
     console.say(
-        f"{where}{account_line(ended.account)}; {ended.reason}",
+        f"{where}{account_line(ended.account)}; {ended.reason}{_drops_line(ended)}",
         event="done",
         run=arguments.output,
         reason=ended.reason,
         published=ended.published,
+        sink_drops=ended.sink_drops,
         **ended.account.to_dict(),
     )
     if ended.failed:
@@ -286,6 +302,15 @@ def _report(ended: Ended, arguments: argparse.Namespace, console: Console) -> No
     if ended.account.seen and not ended.account.analysed:
         reasons = "; ".join(ended.account.reasons)
         raise CommandError(f"none of the {ended.account.seen} frames could be analysed: {reasons}")
+
+
+def _drops_line(ended: Ended) -> str:
+    """Return what did not reach a sink, to be added to the account."""
+    return "".join(
+        f"; {n} results did not reach the {name} ({reason})"
+        for name, reasons in ended.sink_drops.items()
+        for reason, n in reasons.items()
+    )
 
 
 def account_line(account: Account) -> str:

@@ -40,6 +40,7 @@ from oneframe.trainer.likelihood import LikelihoodFit, Likeness, best_located, b
 from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, fit
 from oneframe.trainer.quality import advice, on_views, repeatability
 from oneframe.trainer.symmetry import PixelNoise, Symmetrised, pixel_noise, symmetrised, with_gradients
+from oneframe.trainer.variety import variety_on
 
 STRIDE_PX = 2
 """Edge of a cell of the prediction grid, in (pooled) pixels."""
@@ -48,8 +49,9 @@ STRIDE_PX = 2
 LOWEST_SCORE = 1e-6
 """Whatever the threshold, a lower score is the plain background's."""
 
-LARGEST_OBJECT_PX = 36
-"""Larger particles are averaged down first, so that a cell's field of view (34 px) takes in the whole of one."""
+LARGEST_OBJECT_PX = 24
+"""Larger particles are averaged down first, so that a cell's field of view (34 px) takes in the whole of one and some
+of what is around it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,10 @@ class LodestarSettings:
     """Three full-resolution layers and pooling in place of the stem."""
     training_scale: int | None = None
     """Pixels that are averaged along each axis before anything else; None: from the size of the particle."""
-    gain: tuple[float, float] = (0.7, 1.3)
-    """Brightness factor of the views, from and to."""
-    size: tuple[float, float] = (1.0, 1.0)
-    """Size factor of the views, from and to."""
+    gain: tuple[float, float] | None = None
+    """Brightness factor of the views, from and to; None: as the particles of the frame differ (`variety_on`)."""
+    size: tuple[float, float] | None = None
+    """Size factor of the views, from and to; None: as the particles of the frame differ."""
     noise: float = 0.8
     """Largest noise added to a view, as in `ViewSettings`."""
     denoise: bool = True
@@ -113,6 +115,7 @@ PRESETS = {
         paper_network=True,
         channels=32,
         gain=(1.0, 1.0),
+        size=(1.0, 1.0),
         noise=0.0,
         denoise=False,
         far_share=1.0,
@@ -481,7 +484,7 @@ def train_lodestar(
     normalisation = Normalisation(*(float(np.median(values)) for values in zip(*map(astuple, each), strict=True)))
     extents = [extent_of(image, box, own) for box, own in zip(boxes, each, strict=True)]
     diameter_px = max(extent.diameter_px for extent in extents)
-    pooling = settings.training_scale or max(1, round(diameter_px / LARGEST_OBJECT_PX + 0.3))
+    pooling = settings.training_scale or max(1, round(diameter_px / LARGEST_OBJECT_PX + 0.25))
     lesson = _lesson_from(image, boxes, each, extents, normalisation, pooling=pooling, seed=seed, settings=settings)
 
     tried: list[str] = []
@@ -611,19 +614,22 @@ def _lesson_from(
 ) -> Lesson:
     """Cut the boxed particles out of the frame and decide what is shown of them."""
     diameter = max(extent.diameter_px for extent in extents) / pooling
-    view_px = int(max(40, 2 * math.ceil((diameter * max(1.0, settings.size[1]) + 24) / 2)))
+    seen = [variety_on(image, *facts) for facts in zip(boxes, each, extents, strict=True)]
+    size = settings.size or (min(v.size[0] for v in seen), max(v.size[1] for v in seen))
+    gain = settings.gain or (min(v.gain[0] for v in seen), max(v.gain[1] for v in seen))
+    view_px = int(max(40, 2 * math.ceil((diameter * max(1.0, size[1]) + 24) / 2)))
     brightness = np.array([own.scale / normalisation.scale for own in each])
     view = ViewSettings(
         view_px,
         settings.n_views,
         settings.n_cut,
         cut_px=diameter / 2 + 3,
-        gain=(settings.gain[0] * float(brightness.min()), settings.gain[1] * float(brightness.max())),
-        size=settings.size,
+        gain=(gain[0] * float(brightness.min()), gain[1] * float(brightness.max())),
+        size=size,
         offset=background_range(image, normalisation, math.ceil(2 * diameter * pooling)),
         noise=settings.noise,
     )
-    reach_px = math.ceil((view_px * math.sqrt(2) + 6) / min(1.0, settings.size[0])) * pooling
+    reach_px = math.ceil((view_px * math.sqrt(2) + 6) / min(1.0, size[0])) * pooling
     rng = np.random.default_rng([seed, 1])
     particles, noises, shapes = [], [], []
     for box, own, extent in zip(boxes, each, extents, strict=True):
