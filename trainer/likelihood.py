@@ -18,6 +18,8 @@ from oneframe.trainer.symmetry import PixelNoise
 
 N_STEPS = 3
 """Gauss-Newton steps."""
+UNLIKE = 0.35
+"""Share of a patch's structure that the fit may leave over; beyond it the object is not like the learned ones."""
 OUTLIER = 5.0
 """Residual, in standard deviations, at which a pixel has lost half its say (it shows something else)."""
 
@@ -108,12 +110,17 @@ class LikelihoodFit(nn.Module):
         pose = self.bank_pose[alike]
         start = torch.stack([y - row, x - column], -1) - self.bank_move[alike]
         seed = torch.stack([torch.ones_like(y), torch.zeros_like(y), torch.full_like(y, 1e12)], -1)
-        state = torch.cat([start, pose[:, 2:], seed, torch.ones_like(start)], -1)
+        state = torch.cat([start, pose[:, 2:], seed, torch.ones_like(start), torch.zeros_like(y)[:, None]], -1)
         for _ in range(N_STEPS):
             state = self._step(state, pixels, inside, pose)
-        shift, gain, variance = state[:, :2], state[:, 3], state[:, 6:8]
+        shift, gain, variance, left_over = state[:, :2], state[:, 3], state[:, 6:8], state[:, 8]
         moved = (shift - start).square().sum(-1).sqrt()
-        sound = (gain > 0.05) & (moved < self.largest_move_px) & (variance.amax(1) < self.largest_move_px**2)
+        sound = (
+            (left_over < UNLIKE)
+            & (gain > 0.05)
+            & (moved < self.largest_move_px)
+            & (variance.amax(1) < self.largest_move_px**2)
+        )
         return (
             torch.where(sound, row + shift[:, 0], y),
             torch.where(sound, column + shift[:, 1], x),
@@ -122,7 +129,7 @@ class LikelihoodFit(nn.Module):
         )
 
     def _step(self, state: Tensor, pixels: Tensor, inside: Tensor, pose: Tensor) -> Tensor:
-        """Take one Gauss-Newton step: state (N, 8) of y, x, angle, gain, background, scatter and the variances."""
+        """Take one Gauss-Newton step: state (N, 9) of y, x, angle, gain, background, scatter, variances, left-over."""
         shift, angle = state[:, :2], state[:, 2]
         gain, background, scatter = state[:, 3:4], state[:, 4:5], state[:, 5:6]
         model, jacobian = self._model(shift, angle, pose[:, 1], pose[:, 0])
@@ -139,7 +146,15 @@ class LikelihoodFit(nn.Module):
         if self.has_angle:
             angle = angle + (solution[:, 4] / safe_gain[:, 0]).clamp(-0.2, 0.2)
         found = inverse[:, 2:4] * scatter / safe_gain**2
-        return torch.cat([shift, angle[:, None], solution[:, :2], scatter, found], -1)
+        shown = self._structure(say * (pixels - solution[:, 1:2]))
+        left_over = self._structure(say * rest) / shown.clamp(min=1e-12)
+        return torch.cat([shift, angle[:, None], solution[:, :2], scatter, found, left_over], -1)
+
+    def _structure(self, patches: Tensor) -> Tensor:
+        """Sum of the products of neighbouring pixels, (N, 1): white noise drops out of it."""
+        square = patches.reshape(-1, self.size, self.size)
+        down = (square[:, 1:] * square[:, :-1]).sum((1, 2))
+        return (down + (square[:, :, 1:] * square[:, :, :-1]).sum((1, 2)))[:, None]
 
     def _patches(self, image: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """Cut patches round whole-pixel places, (N, K), and tell which of their pixels lie in the image."""

@@ -483,9 +483,19 @@ def train_lodestar(
     each = [normalisation_from(image, box) for box in boxes]
     normalisation = Normalisation(*(float(np.median(values)) for values in zip(*map(astuple, each), strict=True)))
     extents = [extent_of(image, box, own) for box, own in zip(boxes, each, strict=True)]
-    diameter_px = max(extent.diameter_px for extent in extents)
+    diameter_px = float(np.median([extent.diameter_px for extent in extents]))
     pooling = settings.training_scale or max(1, round(diameter_px / LARGEST_OBJECT_PX + 0.25))
-    lesson = _lesson_from(image, boxes, each, extents, normalisation, pooling=pooling, seed=seed, settings=settings)
+    lesson = _lesson_from(
+        image,
+        boxes,
+        each,
+        extents,
+        normalisation,
+        diameter_px=diameter_px,
+        pooling=pooling,
+        seed=seed,
+        settings=settings,
+    )
 
     tried: list[str] = []
     for attempt in range(1, settings.max_attempts + 1):
@@ -608,12 +618,13 @@ def _lesson_from(
     extents: Sequence[Extent],
     normalisation: Normalisation,
     *,
+    diameter_px: float,
     pooling: int,
     seed: int,
     settings: LodestarSettings,
 ) -> Lesson:
     """Cut the boxed particles out of the frame and decide what is shown of them."""
-    diameter = max(extent.diameter_px for extent in extents) / pooling
+    diameter = diameter_px / pooling
     seen = [variety_on(image, *facts) for facts in zip(boxes, each, extents, strict=True)]
     size = settings.size or (min(v.size[0] for v in seen), max(v.size[1] for v in seen))
     gain = settings.gain or (min(v.gain[0] for v in seen), max(v.gain[1] for v in seen))
@@ -649,14 +660,19 @@ def _lesson_from(
 
 
 def _likeness(lesson: Lesson, quality: Quality, diameter_px: float) -> Likeness:
-    """Put the middle of each particle where it is located best, along the directions that no symmetry fixes."""
+    """Put the middle of each particle where it is located best, along the directions that no symmetry fixes.
+
+    Where sizes differ, some objects will be too unlike for the fit: then it is where the network sees it, so that both
+    mean the same place.
+    """
     images, seen = [], []
     size = 2 * math.ceil(diameter_px / 2 + 8) + 1  # what the fit looks at, and a rim
     for particle, agreed in zip(lesson.particles, quality.centres_px, strict=True):
         free = torch.eye(2) - torch.from_numpy(particle.fixed)
         move = torch.zeros(2)
         if float(free.abs().max()) > 1e-3:
-            move = free @ best_located(with_gradients(particle.image), lesson.noise, diameter_px)
+            best = best_located(with_gradients(particle.image), lesson.noise, diameter_px)
+            move = free @ (best if lesson.view.size == (1.0, 1.0) else agreed)
             move = move * min(1.0, diameter_px / 2 / max(float(move.norm()), 1e-6))
         moved = sample(refined(particle.image)[None], torch.eye(2)[None], move[None], size)[0, 0]
         images.append(with_gradients(moved.numpy()))
@@ -740,11 +756,11 @@ class Threshold:
 def choose_threshold(graph: LodestarGraph, image: NDArray[Any]) -> Threshold:
     """Put the threshold into the widest gap, on a logarithmic scale, between the scores found on the frame itself.
 
-    It lies within 0.05 to 0.7 of the best score.
+    It lies within 0.2 to 0.7 of the best score.
     """
     _, _, score, _, _, variance = graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(0.02))
     best = float(score.max()) if len(score) else 1.0
-    low, high = 0.05 * best, 0.7 * best
+    low, high = 0.2 * best, 0.7 * best
     levels = torch.cat([torch.tensor([low, high]), score[(score > low) & (score < high)]]).sort().values.log()
     gap = int((levels[1:] - levels[:-1]).argmax())
     threshold = round(float((levels[gap] + levels[gap + 1]).div(2).exp()), 3)
