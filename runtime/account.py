@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -64,3 +65,21 @@ class Status:
     """Results waiting to be written, all sinks together."""
     sink_dropped: int = 0
     """Results a sink was too slow to take, all sinks together."""
+    drift: str = ""
+    """What is wrong with the sample (`Drift.alarm`), or nothing."""
+
+
+class StatusBoard:
+    """Where sinks read the status: they are made before the pipeline that they are given to."""
+
+    def __init__(self) -> None:
+        self._read: Callable[[], Status] | None = None
+
+    def follow(self, read: Callable[[], Status]) -> None:
+        """Show from now on what `read` tells; it may be called from any thread."""
+        self._read = read
+
+    def __call__(self) -> Status:
+        """Return how the pipeline is doing, or an empty status as long as there is none."""
+        nan = float("nan")
+        return Status(0.0, 0.0, nan, nan, 0, 0, 0, 0, 0, 0) if self._read is None else self._read()

@@ -35,13 +35,14 @@ from oneframe.acquisition import Frame
 from oneframe.runtime.account import Status
 from oneframe.runtime.seams import Analysed, Missed
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 _WIRE_DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<f4")
 _COLUMNS = (("y_px", "<f4"), ("x_px", "<f4"), ("score", "<f4"), ("track_id", "<i8"))
 _MAX_HEADER_BYTES = 1 << 16
 _MAX_MESSAGE_BYTES = 1 << 27
 _MAX_SIDE_PX = 1 << 16
+_MAX_SENTENCE = 1000
 _LINGER_MS = 500
 
 
@@ -203,9 +204,10 @@ def _header_bytes(header: dict[str, Any]) -> bytes:
     return struct.pack("<I", len(text)) + text
 
 
-def _status_values(status: Status) -> dict[str, float | None]:
+def _status_values(status: Status) -> dict[str, float | str | None]:
     """Return the status as JSON values; what is not finite becomes None."""
-    return {name: value if math.isfinite(value) else None for name, value in asdict(status).items()}
+    values = asdict(status)
+    return {name: value if isinstance(value, str) or math.isfinite(value) else None for name, value in values.items()}
 
 
 def decode_picture(message: bytes) -> Picture:
@@ -270,7 +272,8 @@ def _refuse_constant(name: str) -> float:
 
 
 def _read_status(values: Any) -> Status:
-    known = {field.name: _number_or_nan if "float" in str(field.type) else _count for field in fields(Status)}
+    readers = {"float": _number_or_nan, "int": _count, "str": _sentence}
+    known = {field.name: readers[str(field.type)] for field in fields(Status)}
     if not isinstance(values, dict) or values.keys() != known.keys():
         raise ValueError(f"status {values!r}")
     read_values: dict[str, Any] = {name: read(values[name], name) for name, read in known.items()}
@@ -279,6 +282,12 @@ def _read_status(values: Any) -> Status:
 
 def _number_or_nan(value: Any, name: str) -> float:
     return math.nan if value is None else _number(value, name)
+
+
+def _sentence(value: Any, name: str) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_SENTENCE:
+        raise ValueError(f"{name} must be a text of up to {_MAX_SENTENCE} characters, got {value!r:.100}")
+    return value
 
 
 def _number(value: Any, name: str) -> float:

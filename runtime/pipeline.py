@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from oneframe.acquisition import BadFrameError, EndOfStream, Frame, FrameSource, SourceError
 from oneframe.runtime.account import Account, Status
+from oneframe.runtime.drift import DriftWatch
 from oneframe.runtime.seams import Analysed, Linker, Missed, Model, Sink
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class Ended:
     account: Account
     published: int | None
     """Frames the source made in all, where it told."""
+    sink_drops: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Results that a sink did not take: name of the sink, reason, count."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +86,7 @@ class Pipeline:
         self._source = source
         self._model = model
         self._linker = linker
+        self._watch = DriftWatch.of(model.card)
         self._live = source.info.live
         self._inbox = _Inbox(1 if mode == "latest" else queue_frames, newest_wins=mode == "latest", wait=not self._live)
         self._books = _Books(live=self._live)
@@ -117,7 +121,7 @@ class Pipeline:
         broken = [s for s in self._sinks.values() if s.essential and s.error is not None]
         if broken and not reason[1]:
             reason = (f"{broken[0].name} failed: {broken[0].error}", True)
-        return Ended(*reason, self._books.account(), self._books.published)
+        return Ended(*reason, self._books.account(), self._books.published, self.sink_drops())
 
     def stop(self, reason: str = "stopped by the user") -> None:
         """Ask the run to end; may be called from any thread and from a signal handler."""
@@ -128,12 +132,14 @@ class Pipeline:
         """Return how the run is doing; may be called from any thread."""
         return self._books.status(
             sink_backlog=sum(s.backlog() for s in self._sinks.values()),
-            sink_dropped=sum(s.dropped for s in self._sinks.values()),
+            sink_dropped=sum(sum(reasons.values()) for reasons in self.sink_drops().values()),
+            drift="" if self._watch is None else self._watch.drift.alarm,
         )
 
-    def sink_drops(self) -> dict[str, int]:
-        """Return per sink how many results it was too slow or too broken to take."""
-        return {name: sink.dropped for name, sink in self._sinks.items() if sink.dropped}
+    def sink_drops(self) -> dict[str, dict[str, int]]:
+        """Return the results that a sink did not take: name of the sink, reason, count."""
+        drops = {name: sink.drops() for name, sink in self._sinks.items()}
+        return {name: reasons for name, reasons in drops.items() if reasons}
 
     def _why_to_stop(self, deadline_s: float | None) -> tuple[str, bool] | None:
         for sink in self._sinks.values():
@@ -159,7 +165,8 @@ class Pipeline:
             return
         age_s = time.time() - frame.time_s if self._live else time.monotonic() - arrival.arrived_s
         self._books.analysed(age_s, len(tracks))
-        analysed = Analysed(frame, tracks, age_s, inference_s)
+        drift = None if self._watch is None else self._watch.add(tracks)
+        analysed = Analysed(frame, tracks, age_s, inference_s, drift)
         for sink in self._sinks.values():
             sink.put(analysed)
 
@@ -332,7 +339,7 @@ class _Books:
                 self._before_start, reasons,
             )  # fmt: skip
 
-    def status(self, *, sink_backlog: int, sink_dropped: int) -> Status:
+    def status(self, *, sink_backlog: int, sink_dropped: int, drift: str) -> Status:
         with self._lock:
             now_s = time.monotonic()
             ages_ms = [1e3 * age_s for time_s, age_s in self._results if now_s - time_s <= _WINDOW_S]
@@ -352,6 +359,7 @@ class _Books:
                 n_detections=self._n_detections,
                 sink_backlog=sink_backlog,
                 sink_dropped=sink_dropped,
+                drift=drift,
             )
 
     @staticmethod
@@ -368,12 +376,12 @@ class _SinkThread:
     def __init__(self, name: str, sink: Sink, *, wait: bool, essential: bool) -> None:
         self.name = name
         self.essential = essential
-        self.dropped = 0
         self.error: Exception | None = None
         self._sink = sink
         self._wait = wait
         self._queue: queue.Queue[Analysed | Missed | None] = queue.Queue(maxsize=10_000)
         self._queued_bytes = 0
+        self._drops: Counter[str] = Counter()
         self._lock = threading.Condition()
         self._thread = threading.Thread(target=self._work, name=f"oneframe-{name}")
 
@@ -387,13 +395,18 @@ class _SinkThread:
             while self._wait and self.error is None and self._is_full(n_bytes):
                 self._lock.wait(0.1)
             if self.error is not None or self._is_full(n_bytes):
-                self.dropped += 1
+                self._drop()
                 return
             self._queued_bytes += n_bytes
             self._queue.put_nowait(entry)
 
     def backlog(self) -> int:
         return self._queue.qsize()
+
+    def drops(self) -> dict[str, int]:
+        """Return how many entries were not taken, per reason."""
+        with self._lock:
+            return dict(self._drops)
 
     def finish(self) -> None:
         """Write what is queued, close the sink, join the thread."""
@@ -408,12 +421,15 @@ class _SinkThread:
         while (entry := self._queue.get()) is not None:
             if self.error is None:
                 self._call(partial(self._hand_over, entry))
-            else:
-                self.dropped += 1
             with self._lock:
+                if self.error is not None:
+                    self._drop()
                 self._queued_bytes -= _pixel_bytes(entry)
                 self._lock.notify_all()
         self._call(self._sink.close)
+
+    def _drop(self) -> None:
+        self._drops["too slow" if self.error is None else f"failed: {self.error}"] += 1
 
     def _hand_over(self, entry: Analysed | Missed) -> None:
         if isinstance(entry, Analysed):

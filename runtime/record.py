@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -30,11 +30,17 @@ from oneframe.acquisition import Frame, SourceInfo
 from oneframe.runtime.account import Account
 from oneframe.runtime.card import ModelCard
 from oneframe.runtime.detections import COLUMNS, Detections
+from oneframe.runtime.drift import ALIKE, Drift
 from oneframe.runtime.seams import Analysed, Missed
 
 FORMAT = "oneframe run"
 FORMAT_VERSION = 1
 """Raised when a reader of the old version would misread a new run."""
+
+_DRIFT_KINDS = _DRIFT, _DRIFT_ENDED = "drift", "drift ended"
+"""Events: something is wrong with the sample, see `Drift`; it looks like the training's again."""
+_ROWS_FOR_QUANTILES = 1_000_000
+"""Of longer tables evenly spread rows are taken."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS frames (
@@ -100,6 +106,7 @@ class RunRecord:
         self._frame_pages = _Pages(folder / "frames.tif") if save_frames else None
         self._label_pages = _Pages(folder / "labels.tif") if save_frames else None
         self._metadata: dict[str, Any] = {}
+        self._drift = ALIKE
         self._n_frames: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
 
@@ -126,6 +133,8 @@ class RunRecord:
                     ),
                 )
                 self._write_detections(analysed)
+                drift = self._write_drift(analysed)
+            self._drift = drift
             self._metadata = dict(frame.metadata)
             self._n_frames["analysed"] += 1
 
@@ -197,6 +206,16 @@ class RunRecord:
             f"INSERT INTO detections ({', '.join(values)}) VALUES ({places})", zip(*values.values(), strict=True)
         )
 
+    def _write_drift(self, analysed: Analysed) -> Drift:
+        """Write down that the sample looks otherwise from this frame on; return how it looks."""
+        frame, drift = analysed.frame, analysed.drift or ALIKE
+        if drift.state != self._drift.state:
+            kind = _DRIFT_ENDED if drift.state == "alike" else _DRIFT
+            self._db.execute(
+                "INSERT INTO events VALUES (?, ?, ?, NULL, ?)", (frame.time_s, kind, drift.sentence, frame.index)
+            )
+        return drift
+
     def _changed_metadata(self, frame: Frame) -> str | None:
         """JSON of the entries that differ from those of the last analysed frame; None if none does."""
         now, before = frame.metadata, self._metadata
@@ -263,7 +282,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def complete_run(folder: Path, account: Account, ended: str, *, published: int | None = None) -> None:
+def complete_run(
+    folder: Path,
+    account: Account,
+    ended: str,
+    *,
+    published: int | None = None,
+    sink_drops: Mapping[str, Mapping[str, int]] | None = None,
+) -> None:
     """Finish a run after its record was closed: write `detections.csv` and complete `run.json`.
 
     Parameters
@@ -276,6 +302,8 @@ def complete_run(folder: Path, account: Account, ended: str, *, published: int |
         Why the run ended, for the reader of `run.json`.
     published : int or None
         Frames that the source made in all, read or not; None if it cannot know.
+    sink_drops : mapping or None
+        Results that a sink did not take, the record itself being one: name of the sink, reason, count.
 
     Raises
     ------
@@ -284,7 +312,13 @@ def complete_run(folder: Path, account: Account, ended: str, *, published: int |
     """
     run = _read_open_run(folder)
     with _existing_record(folder, run) as db:
-        _complete(folder, run, db, account, {"published": published, "ended": ended, "finished": _iso(time.time())})
+        ending = {
+            "published": published,
+            "ended": ended,
+            "sink_drops": {name: dict(reasons) for name, reasons in (sink_drops or {}).items()},
+            "finished": _iso(time.time()),
+        }
+        _complete(folder, run, db, account, ending)
 
 
 def recover_run(folder: Path) -> Account:
@@ -307,7 +341,13 @@ def recover_run(folder: Path) -> Account:
     finished_s = max(file.stat().st_mtime for file in files if file.exists())
     with _existing_record(folder, run, alone=True) as db:
         account = _account_on_record(db)
-        ending = {"published": None, "ended": "cut off; recovered", "recovered": True, "finished": _iso(finished_s)}
+        ending = {
+            "published": None,
+            "ended": "cut off; recovered",
+            "recovered": True,
+            "sink_drops": None,  # nobody was left to tell
+            "finished": _iso(finished_s),
+        }
         _complete(folder, run, db, account, ending)
     return account
 
@@ -464,6 +504,7 @@ def _complete(
         "age_p50_ms": age_p50_ms,
         "age_p99_ms": age_p99_ms,
         "inference_p50_ms": inference_p50_ms,
+        "drift": _drift_summary(run, db),
         "account": account.to_dict(),
     }
     _write_json(folder / "run.json", run)
@@ -502,6 +543,46 @@ def _percentiles(db: sqlite3.Connection, column: str, percents: tuple[int, ...])
     if len(values) == 0:
         return [None] * len(percents)
     return [round(float(value), 3) for value in np.percentile(values, percents)]
+
+
+def _drift_summary(run: dict[str, Any], db: sqlite3.Connection) -> dict[str, Any] | None:
+    """Compare the run's detections with the training's; None if the model does not know what these were like."""
+    card = run["card"]
+    reference = card.get("quality", {}).get("reference")
+    if not isinstance(reference, dict):
+        return None
+    counted = f"score >= {card['threshold'] - 1e-6}"  # as in `DriftWatch`
+    (n_rows,) = db.execute(f"SELECT COUNT(*) FROM detections WHERE {counted}").fetchone()
+    measured: dict[str, Any] = {"n": n_rows}
+    for column in {"variance_px2", "score"} & reference.keys() & set(_column_names(db)):
+        one_in = max(1, n_rows // _ROWS_FOR_QUANTILES)
+        rows = db.execute(
+            f"SELECT {column} FROM detections WHERE {counted} AND {column} IS NOT NULL AND rowid % ? = 0", (one_in,)
+        )
+        values = np.fromiter((value for (value,) in rows), np.float64)
+        if len(values):
+            measured[column] = [float(f"{q:.4g}") for q in np.quantile(values, (0.05, 0.5, 0.95))]
+    share, alarms = _alarms(db)
+    return {"reference": reference, "measured": measured, "share_in_alarm": share, "alarms": alarms}
+
+
+def _alarms(db: sqlite3.Connection) -> tuple[float, list[dict[str, Any]]]:
+    """Return the share of the analysed frames with an alarm, and of each alarm its first frame and that after it."""
+    alarms: list[dict[str, Any]] = []
+    events = db.execute("SELECT kind, text, frame FROM events WHERE kind IN (?, ?) ORDER BY rowid", _DRIFT_KINDS)
+    for kind, text, frame in events:
+        if alarms and alarms[-1]["until_frame"] is None:
+            alarms[-1]["until_frame"] = frame
+        if kind == _DRIFT:
+            alarms.append({"first_frame": frame, "until_frame": None, "sentence": text})
+    rows = db.execute("SELECT frame FROM frames WHERE status = 'analysed' ORDER BY frame")
+    analysed = np.fromiter((frame for (frame,) in rows), np.int64)
+    n_in_alarm = 0
+    for alarm in alarms:
+        until = alarm["until_frame"]
+        end = len(analysed) if until is None else int(np.searchsorted(analysed, until))
+        n_in_alarm += end - int(np.searchsorted(analysed, alarm["first_frame"]))
+    return round(n_in_alarm / max(1, len(analysed)), 4), alarms
 
 
 def _account_on_record(db: sqlite3.Connection) -> Account:

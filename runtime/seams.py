@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from oneframe.acquisition import Frame
 from oneframe.runtime.card import ModelCard
 from oneframe.runtime.detections import Detections, Tracks
+from oneframe.runtime.drift import Drift
 
 
 class Model(Protocol):
@@ -49,6 +50,9 @@ class Analysed:
     """Time from the frame's own `time_s` (live source) or its arrival (recording) to its tracks, seconds."""
     inference_s: float
     """Time spent in `Model.detect`, seconds."""
+    drift: Drift | None = None
+    """How the sample looks by now; every frame carries it, so that a sink that misses one still learns of a change.
+    None: the model does not know what its training looked like."""
 
 
 @dataclass(frozen=True, slots=True)

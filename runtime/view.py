@@ -7,6 +7,7 @@ crashes, no frame is lost.
 from __future__ import annotations
 
 import argparse
+import html
 import logging
 import math
 import signal
@@ -87,6 +88,8 @@ class Tails:
 def status_html(status: Status, *, losing: bool) -> str:
     """Return the status line as HTML; numbers that go up and down keep their width.
 
+    What is wrong with the sample stands on a line of its own.
+
     Parameters
     ----------
     status : Status
@@ -112,7 +115,8 @@ def status_html(status: Status, *, losing: bool) -> str:
         segments.append(_segment("to write", f"{status.sink_backlog:d}"))
     if status.sink_dropped:
         segments.append(_segment("not written", f"{status.sink_dropped:d}", "", alarm))
-    return f' <span style="color:{_QUIET}">|</span>&nbsp;'.join(segments)
+    line = f' <span style="color:{_QUIET}">|</span>&nbsp;'.join(segments)
+    return line + (f'<br><b style="color:{_AMBER}">{html.escape(status.drift)}</b>' if status.drift else "")
 
 
 def _fixed(value: float, width: int, decimals: int) -> str:

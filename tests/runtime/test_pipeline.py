@@ -1,17 +1,23 @@
 """The live loop accounts for every frame, never waits for a sink, and outlives bad frames."""
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from microscope import SCENE
 
 from oneframe.acquisition import BadFrameError, EndOfStream, Frame, SourceError, SourceInfo
+from oneframe.app.main import main
 from oneframe.runtime import Detections, ModelCard
+from oneframe.runtime.account import Status, StatusBoard
 from oneframe.runtime.link import FrameLinker, LinkSettings
 from oneframe.runtime.pipeline import Pipeline
+from oneframe.runtime.record import RunRecord, read_run
 from oneframe.runtime.seams import Analysed, Missed
 
 CARD = ModelCard("lodestar", "uint16", 1, ("y_px", "x_px", "score"), 0.5, 8.0)
@@ -194,7 +200,7 @@ def test_a_sink_that_raises_is_left_out_unless_the_run_depends_on_it():
     ended = run.run()
     assert len(notes.written) == 20
     assert not ended.failed
-    assert run.sink_drops()["broken"] > 0
+    assert ended.sink_drops == {"broken": {"failed: disk full": 20}}
 
     broken = Notes(on_write=fail)
     events = [*map(frame, range(20)), *[None] * 100_000]
@@ -202,6 +208,74 @@ def test_a_sink_that_raises_is_left_out_unless_the_run_depends_on_it():
     ended = run.run()
     assert ended.failed
     assert ended.reason == "record failed: disk full"
+
+
+def test_what_a_slow_sink_did_not_take_is_counted_and_nobody_waits(monkeypatch):
+    monkeypatch.setattr("oneframe.runtime.pipeline._QUEUED_BYTES", 20 * IMAGE.nbytes)
+    go_on = threading.Event()
+    slow = Notes(on_write=lambda: go_on.wait(60) and None)
+    behind: list[Status] = []
+
+    def events() -> Iterator[Event]:
+        for index in range(200):
+            yield frame(index)
+            while len(notes.written) <= index and not run._stop.wait(0.001):  # as fast as the model and a quick sink
+                yield None
+        behind.append(run.status())
+        go_on.set()
+        yield EndOfStream("over", n_frames=200)
+
+    notes = Notes()
+    linker = FrameLinker(LinkSettings(max_distance_px=5.0))
+    run = Pipeline(Script(events(), live=True), Finder(), linker, {"slow": slow, "notes": notes})
+    ended = run.run()
+    n_dropped = ended.sink_drops["slow"]["too slow"]
+    assert ended.sink_drops == {"slow": {"too slow": n_dropped}}
+    assert 170 <= n_dropped == 200 - len(slow.written)
+    assert behind[0].sink_dropped == n_dropped
+    assert not ended.failed
+    assert ended.account.analysed == len(notes.written) == 200
+
+    slow = Notes(on_write=lambda: np.linalg.svd(np.ones((60, 60))) and None)
+    run, notes = pipeline([*map(frame, range(200)), EndOfStream("over")], live=False, sinks={"slow": slow})
+    assert run.run().sink_drops == {}  # a recording waits for its sinks
+    assert len(slow.written) == 200
+    assert len(notes.written) == 200
+
+
+def test_a_disk_that_is_too_slow_stands_in_run_json_and_in_the_closing_line(bead_model, tmp_path, monkeypatch, capsys):
+    written, folder = RunRecord.write, tmp_path / "run"
+
+    def slowly(record: RunRecord, analysed: Analysed) -> None:
+        threading.Event().wait(0.05)
+        written(record, analysed)
+
+    monkeypatch.setattr(RunRecord, "write", slowly)
+    monkeypatch.setattr("oneframe.runtime.pipeline._QUEUED_BYTES", 10 * bead_model.snap.frame.pixels.nbytes)
+    command = ["log", str(bead_model.path), "--source", SCENE + "&fps=200&frames=100", "-o", str(folder)]
+    assert main(command) == 0
+    run = read_run(folder)
+    n_dropped = run["sink_drops"]["record"]["too slow"]
+    assert run["sink_drops"] == {"record": {"too slow": n_dropped}}
+    assert n_dropped > 0
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line.endswith(f"; {n_dropped} results did not reach the record (too slow)")
+    account = run["account"]
+    assert account["seen"] == account["analysed"] + account["skipped"] + account["failed"] == 100
+    with closing(sqlite3.connect(folder / "run.sqlite")) as db:
+        assert db.execute("SELECT COUNT(*) FROM frames").fetchone() == (100 - n_dropped,)
+
+
+def test_the_board_shows_the_status_of_the_pipeline_that_comes_after_it():
+    board = StatusBoard()
+    assert (board().seen, board().drift) == (0, "")
+    seen: list[int] = []
+    run, _ = pipeline([*map(frame, range(5)), EndOfStream("over")], live=False,
+                      sinks={"reader": Notes(on_write=lambda: seen.append(board().seen))})  # fmt: skip
+    board.follow(run.status)
+    run.run()
+    assert len(seen) == 5
+    assert seen[-1] == board().seen == 5
 
 
 def test_a_source_that_breaks_down_ends_the_run_with_its_sentence():
