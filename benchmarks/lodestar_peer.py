@@ -1,8 +1,10 @@
 """The peer: deeplay's LodeSTAR (0.1.4), untouched, on the images of `lodestar_shapes.py`.
 
 Run: python benchmarks/lodestar_peer.py [--seed 0] [--steps 5000] [--threads 1] [--shapes point ...] [-o results.json]
+     python benchmarks/lodestar_peer.py --evaluate WEIGHTS [--held-out-seed 2026] [-o results.json]
      python benchmarks/lodestar_peer.py --time 200        seconds per training step, nothing else
 
+`--evaluate` reads the weights that an earlier run left in the folder `--weights`, in place of training.
 Runs in an environment of its own (torch, numpy, scipy, deeplay==0.1.4 with what it imports) and never imports
 oneframe. Trains as the paper does: one image of SNR 10, 5000 steps of 8 views of it, Adam 1e-3. A position is read in
 deeplay's two ways, `pooled` (weighted average over the image) and `best_cell` (the prediction at the best score, as
@@ -14,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.machinery
 import json
-import os
 import sys
 import tempfile
 import time
@@ -45,46 +46,21 @@ except (ImportError, RuntimeError):
 
 import deeplay
 
-TRAINING_SNR = 10
 N_VIEWS = 8
 LEARNING_RATE = 1e-3
 READINGS = ("pooled", "best_cell")
 
 
-def held_out(shape: str, n_images: int, cache: Path) -> tuple[NDArray[np.float64], list[shapes.Pose]]:
-    """Return the noise-free images (N, 64, 64) and poses of `lodestar_shapes.held_out`, from the same cache."""
-    rng = np.random.default_rng([77, list(shapes.SHAPES).index(shape)])
-    poses = [shapes.random_pose(rng) for _ in range(n_images)]
-    path = cache / f"{shape}-{n_images}.npy"
-    if not path.exists():
-        unfinished = cache / f"{shape}-{n_images}-{os.getpid()}.npy"
-        np.save(unfinished, np.stack([shapes.clean_image(shape, pose) for pose in poses]))
-        unfinished.replace(path)  # another benchmark may be reading the cache
-    return np.load(path), poses
-
-
-def errors_px(found: NDArray[np.float64], poses: list[shapes.Pose], *, own_axis: bool) -> NDArray[np.float64]:
-    """Return found minus true, (N, 2), as `lodestar_shapes.errors_px` does."""
-    error = found - [(pose.y_px, pose.x_px) for pose in poses]
-    if not own_axis:
-        return error
-    angle = np.array([pose.angle for pose in poses])
-    cosine, sine = np.cos(angle), np.sin(angle)
-    own = np.stack([cosine * error[:, 0] + sine * error[:, 1], -sine * error[:, 0] + cosine * error[:, 1]], -1)
-    return own - np.median(own, axis=0)
-
-
-def training_image(shape: str, seed: int) -> NDArray[np.float32]:
-    """Return the very image (64, 64) that `lodestar_shapes.train_on` draws for this shape and seed."""
-    rng = np.random.default_rng([seed, list(shapes.SHAPES).index(shape), 5])
-    return shapes.noisy(shapes.clean_image(shape, shapes.random_pose(rng)), TRAINING_SNR, rng)
+def untrained(seed: int) -> Any:
+    """Return deeplay's model at the start of a training."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - deeplay draws its views from numpy's global generator
+    return deeplay.LodeSTAR(n_transforms=N_VIEWS, optimizer=deeplay.Adam(lr=LEARNING_RATE)).build()
 
 
 def train(image: NDArray[np.float32], seed: int, n_steps: int) -> Any:
     """Return deeplay's model after `n_steps` on one image: its `training_step`, less the trainer around it."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - deeplay draws its views from numpy's global generator
-    model = deeplay.LodeSTAR(n_transforms=N_VIEWS, optimizer=deeplay.Adam(lr=LEARNING_RATE)).build()
+    model = untrained(seed)
     batch = torch.from_numpy(image)[None, None]
     model.train()
     optimizer = model.configure_optimizers()
@@ -95,6 +71,31 @@ def train(image: NDArray[np.float32], seed: int, n_steps: int) -> Any:
         loss.backward()
         optimizer.step()
     return model.eval()
+
+
+def trained_on(shape: str, chosen: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """Train and save, or read what an earlier run saved; return the model and how it was trained."""
+    folder = chosen.evaluate or chosen.weights
+    weights, note = folder / f"{shape}-{chosen.seed}.pt", folder / f"{shape}-{chosen.seed}.json"
+    if chosen.evaluate:
+        image = torch.from_numpy(shapes.training_image(shape, chosen.seed))[None, None]
+        model = untrained(chosen.seed).eval()
+        with torch.no_grad():
+            model(image)  # the layers learn their sizes from the first image
+        model.model.load_state_dict(torch.load(weights, weights_only=True))
+        return model, json.loads(note.read_text())
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
+    model = train(shapes.training_image(shape, chosen.seed), chosen.seed, chosen.steps)
+    how = {
+        "training_s": [time.perf_counter() - start_s],
+        "training_cpu_s": [time.process_time() - start_cpu_s],
+        "seed": chosen.seed,
+        "steps": chosen.steps,
+        "threads": chosen.threads,
+    }
+    torch.save(model.model.state_dict(), weights)
+    note.write_text(json.dumps(how))
+    return model, how
 
 
 @torch.no_grad()
@@ -112,20 +113,15 @@ def read_positions(model: Any, images: NDArray[np.float32]) -> dict[str, NDArray
 
 
 def measure(shape: str, chosen: argparse.Namespace, cache: Path) -> dict[str, Any]:
-    """Train on one shape; return the entry of the results, each ratio as one row (this seed) of SNRS columns."""
-    clean, poses = held_out(shape, chosen.images, cache)
+    """Measure one shape; return the entry of the results, each ratio as one row (this seed) of SNRS columns."""
+    clean, poses = shapes.held_out(shape, chosen.images, cache, seed=chosen.held_out_seed)
     bounds = [shapes.cramer_rao_px(shape, snr) for snr in shapes.SNRS]
-    start_s, start_cpu_s = time.perf_counter(), time.process_time()
-    model = train(training_image(shape, chosen.seed), chosen.seed, chosen.steps)
-    training_s, training_cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
-    torch.save(model.model.state_dict(), chosen.weights / f"{shape}-{chosen.seed}.pt")
+    model, how = trained_on(shape, chosen)
     ratio: dict[str, list[float]] = {reading: [] for reading in READINGS}
     worst: dict[str, float] = {}
     for snr, bound in zip(shapes.SNRS, bounds, strict=True):
-        rng = np.random.default_rng([88, snr])
-        images = np.stack([shapes.noisy(image, snr, rng) for image in clean])
-        for reading, found in read_positions(model, images).items():
-            error = errors_px(found, poses, own_axis=shape == "crescent")
+        for reading, found in read_positions(model, shapes.with_noise(clean, snr, seed=chosen.held_out_seed)).items():
+            error = shapes.errors_px(found, poses, shape=shape)
             ratio[reading].append(float(np.sqrt((error**2).mean())) / bound)
             if snr == 2:
                 worst[reading] = float(np.hypot(*error.T).max())
@@ -133,12 +129,10 @@ def measure(shape: str, chosen: argparse.Namespace, cache: Path) -> dict[str, An
         "bound_px": bounds,
         "ratio": [[min(cell) for cell in zip(*ratio.values(), strict=True)]],
         **{f"ratio_{reading}": [row] for reading, row in ratio.items()},
-        "training_s": [training_s],
-        "training_cpu_s": [training_cpu_s],
         "worst_px_snr2": [min(worst.values())],
-        "seed": chosen.seed,
-        "steps": chosen.steps,
-        "threads": chosen.threads,
+        "images": chosen.images,
+        "held_out_seed": chosen.held_out_seed,
+        **how,
     }
 
 
@@ -149,23 +143,24 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=5000)
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--images", type=int, default=200)
+    arguments.add_argument("--held-out-seed", type=int, default=shapes.TUNING_SEED)
     arguments.add_argument("--shapes", nargs="+", default=list(shapes.SHAPES), choices=list(shapes.SHAPES))
     arguments.add_argument("--time", type=int, metavar="N", help="only time N training steps on the first shape")
     scratch = Path(tempfile.gettempdir())
     arguments.add_argument("--weights", type=Path, default=scratch / "oneframe-peer", help="folder for the weights")
+    arguments.add_argument("--evaluate", type=Path, metavar="WEIGHTS", help="do not train: read this folder")
     arguments.add_argument("-o", "--output", type=Path)
     chosen = arguments.parse_args()
     torch.set_num_threads(chosen.threads)
     if chosen.time:
-        image = training_image(chosen.shapes[0], chosen.seed)
+        image = shapes.training_image(chosen.shapes[0], chosen.seed)
         train(image, chosen.seed, 5)  # the first steps allocate
         start_s = time.perf_counter()
         train(image, chosen.seed, chosen.time)
         print(f"{(time.perf_counter() - start_s) / chosen.time:.4f} s per step, {chosen.threads} threads")
         return
     cache = scratch / "oneframe-shapes"
-    for folder in (cache, chosen.weights):
-        folder.mkdir(parents=True, exist_ok=True)
+    chosen.weights.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     print(f"RMSE / bound at SNR {shapes.SNRS}; deeplay {version('deeplay')}, torch {torch.__version__}", flush=True)
     for shape in chosen.shapes:
