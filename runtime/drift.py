@@ -108,14 +108,14 @@ class DriftWatch:
     @classmethod
     def of(cls, card: ModelCard) -> DriftWatch | None:
         """Return the watch for a model, or None if its card holds no reference."""
-        quality = card.quality
-        reference, n_on_frame = quality.get("reference"), quality.get("detections_on_frame")
+        reference, n_on_frame = card.quality.get("reference"), card.quality.get("detections_on_frame")
+        if not isinstance(reference, dict):
+            return None
         try:
-            n_trained = int(reference["n"])  # type: ignore[index]  # what is no mapping is refused here
-            n_on_frame = None if n_on_frame is None else int(n_on_frame)
-            # views of a few particles tell no more than the particles
-            n_trained = n_trained if n_on_frame is None else min(n_trained, n_on_frame)
-            return cls(reference, n_trained=n_trained, n_on_frame=n_on_frame, threshold=card.threshold)  # type: ignore[arg-type]
+            n_trained = int(reference["n"])
+            if n_on_frame is not None:
+                n_trained = min(n_trained, int(n_on_frame))  # views of one particle tell no more than the particle
+            return cls(reference, n_trained=n_trained, n_on_frame=n_on_frame, threshold=card.threshold)
         except (TypeError, KeyError, ValueError):
             return None
 

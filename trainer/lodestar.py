@@ -37,7 +37,7 @@ from oneframe.trainer.crops import (
     sample,
 )
 from oneframe.trainer.likelihood import LikelihoodFit, Likeness, best_located, bound_px
-from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, fit
+from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, fit, one_thread
 from oneframe.trainer.quality import advice, on_views, repeatability
 from oneframe.trainer.symmetry import PixelNoise, Symmetrised, pixel_noise, symmetrised, with_gradients
 from oneframe.trainer.variety import variety_on
@@ -455,6 +455,7 @@ def measure(network: LodestarNetwork, lesson: Lesson, settings: LodestarSettings
     return Quality(error_px, covered, float(rho.amax((1, 2)).median()), torch.stack(centres))
 
 
+@one_thread()
 def train_lodestar(
     image: NDArray[Any],
     boxes: Sequence[Box],

@@ -6,7 +6,8 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -51,6 +52,21 @@ class Progress:
     """Time left, seconds; NaN while it is not known."""
     attempt: int = 1
     """Counts restarts, from 1."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch on one thread meanwhile; also a decorator.
+
+    The layers are small: a second core gains little, and where another program (the camera) keeps it busy, two threads
+    wait for each other and training takes ten times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def learning_rate_factor(step: int, settings: LoopSettings) -> float:
