@@ -234,7 +234,13 @@ def test_other_beads_and_other_light_raise_an_alarm(bead_model, options):
 
 @pytest.mark.parametrize(
     "change",
-    [lambda im: cv2.GaussianBlur(im, (0, 0), 4), lambda im: 3000 - im, lambda im: cv2.resize(im, None, fx=2.5, fy=2.5)],
+    [
+        pytest.param(
+            lambda im: cv2.GaussianBlur(im, (0, 0), 4), marks=pytest.mark.xfail(reason="not alarmed yet: issue 3")
+        ),
+        lambda im: 3000 - im,
+        lambda im: cv2.resize(im, None, fx=2.5, fy=2.5),
+    ],
     ids=["defocus", "inverted contrast", "other magnification"],
 )
 def test_another_picture_of_the_beads_raises_an_alarm(bead_model, change):
