@@ -17,7 +17,7 @@ WINDOW = 256
 """Detections that are looked at."""
 PER_FRAME = 16
 """Most detections that one frame adds, so that a flash of a few frames is no drift."""
-FEWEST = 50
+FEWEST = 20
 """Detections below which nothing is said."""
 FEWEST_FRAMES = 10
 """Frames below which nothing is said."""
