@@ -19,6 +19,8 @@ import onnx
 import onnxruntime as ort
 import torch
 from onnx import numpy_helper
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript.optimizer import fold_constants
 from torch.export import Dim
 
 from oneframe.export.trained import TrainedModel
@@ -61,7 +63,7 @@ def export(trained: TrainedModel, path: str | os.PathLike[str]) -> ModelCard:
         raise FileExistsError(f"{path} exists and a model is never overwritten; choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        model = _to_onnx(trained, Path(folder) / "graph.onnx")
+        model = _to_onnx(trained)
         expected = _in_torch(trained)
         ready = OnnxModel(open_session(model.SerializeToString(), name="the exported graph"), trained.card, None)
         difference = compare(expected, ready.detect(trained.example))
@@ -78,17 +80,16 @@ def export(trained: TrainedModel, path: str | os.PathLike[str]) -> ModelCard:
     return card
 
 
-def _to_onnx(trained: TrainedModel, scratch: Path) -> onnx.ModelProto:
+def _to_onnx(trained: TrainedModel) -> onnx.ModelProto:
     """Trace the graph for any H and W and give `threshold` its default."""
     image = torch.from_numpy(np.ascontiguousarray(trained.example))
     threshold = torch.tensor(trained.card.threshold, dtype=torch.float32)
     first = image.ndim - 2
     size = {first: Dim("height", min=SMALLEST_FRAME_PX), first + 1: Dim("width", min=SMALLEST_FRAME_PX)}
     with _quiet():
-        torch.onnx.export(
+        program = torch.onnx.export(
             trained.graph,
             (image, threshold),
-            scratch,
             dynamo=True,
             dynamic_shapes={"image": size, "threshold": None},
             input_names=["image", "threshold"],
@@ -96,8 +97,13 @@ def _to_onnx(trained: TrainedModel, scratch: Path) -> onnx.ModelProto:
             opset_version=OPSET,
             external_data=False,
             verbose=False,
+            optimize=False,  # its rewriting takes seconds, and ONNX Runtime does it again
         )
-    model = onnx.load(scratch)
+        if program is None:
+            raise ExportError("expected torch to return the traced graph, got none; please report this")
+        fold_constants(program.model)
+        RemoveUnusedNodesPass()(program.model)
+        model = program.model_proto
     default = numpy_helper.from_array(np.array(trained.card.threshold, np.float32), "threshold")
     model.graph.initializer.append(default)
     onnx.checker.check_model(model)
@@ -107,15 +113,17 @@ def _to_onnx(trained: TrainedModel, scratch: Path) -> onnx.ModelProto:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's remarks on its own internals off the user's screen."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        exporter.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,23 @@ class Likeness:
     """True if a reflection changes them."""
 
 
+class _Estimate(NamedTuple):
+    """What the fit knows of each particle, (N, 1) each."""
+
+    y: Tensor
+    """Pixels from the middle of its patch."""
+    x: Tensor
+    angle: Tensor
+    gain: Tensor
+    background: Tensor
+    scatter: Tensor
+    """Size of the noise: variance of the residual over that of `PixelNoise`."""
+    variance_y: Tensor
+    variance_x: Tensor
+    left_over: Tensor
+    """Share of the patch's structure that the model does not explain."""
+
+
 class LikelihoodFit(nn.Module):
     """Moves positions to the maximum of the likelihood of the pixels around them, and tells how sure they are.
 
@@ -63,9 +81,13 @@ class LikelihoodFit(nn.Module):
         self.radius_px = radius_px
         self.largest_move_px = max(1.0, likeness.diameter_px / 5)
         n_sources, _, fine, _ = likeness.images.shape
-        self.fine_px = (fine - 1) / REFINEMENT
         # side by side, so that one sampling serves detections of any source
-        self.register_buffer("atlas", likeness.images.permute(1, 2, 0, 3).reshape(1, 3, fine, n_sources * fine))
+        width = n_sources * fine
+        self.register_buffer("atlas", likeness.images.permute(1, 2, 0, 3).reshape(1, 3, fine, width))
+        self.half_px = (fine - 1) / (2 * REFINEMENT)
+        self.register_buffer("atlas_scale", 2 * REFINEMENT / torch.tensor([width - 1.0, fine - 1.0]))
+        middle_x = torch.arange(n_sources) * fine + (fine - 1) / 2
+        self.register_buffer("atlas_middle", torch.stack([2 * middle_x / (width - 1) - 1, torch.zeros(n_sources)], -1))
         angles = torch.arange(n_bank_angles) * (2 * math.pi / n_bank_angles) if self.has_angle else torch.zeros(1)
         hands = torch.tensor([1.0, -1.0] if likeness.has_hand and self.has_angle else [1.0])
         source, hand, angle = torch.cartesian_prod(torch.arange(n_sources, dtype=torch.float32), hands, angles).T
@@ -84,13 +106,19 @@ class LikelihoodFit(nn.Module):
         self.register_buffer("bank_pose", torch.stack([source, hand, angle], -1))
         seen_from_middle = torch.einsum("bji,bj->bi", turned, likeness.seen_px[source.long()])
         self.register_buffer("bank_move", seen_from_middle)
-        self.register_buffer("grid_yx", grid_yx)
+        self.register_buffer("grid_y", grid_yx[:, 0].clone())
+        self.register_buffer("grid_x", grid_yx[:, 1].clone())
+        self.register_buffer("identity", torch.eye(5 if self.has_angle else 4))
 
     atlas: Tensor
+    atlas_scale: Tensor
+    atlas_middle: Tensor
     bank: Tensor
     bank_pose: Tensor
     bank_move: Tensor
-    grid_yx: Tensor
+    grid_y: Tensor
+    grid_x: Tensor
+    identity: Tensor
 
     def forward(self, image: Tensor, y: Tensor, x: Tensor, sigma_px: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return better y and x and their standard deviations, each (N,).
@@ -107,48 +135,56 @@ class LikelihoodFit(nn.Module):
         row, column = torch.round(y), torch.round(x)
         pixels, inside = self._patches(image, row, column)
         alike = torch.argmax(pixels @ self.bank.T, 1)
-        pose = self.bank_pose[alike]
-        start = torch.stack([y - row, x - column], -1) - self.bank_move[alike]
-        seed = torch.stack([torch.ones_like(y), torch.zeros_like(y), torch.full_like(y, 1e12)], -1)
-        state = torch.cat([start, pose[:, 2:], seed, torch.ones_like(start), torch.zeros_like(y)[:, None]], -1)
+        source, hand, angle = torch.split(self.bank_pose[alike], 1, 1)
+        move_y, move_x = torch.split(self.bank_move[alike], 1, 1)
+        start_y, start_x = (y - row)[:, None] - move_y, (x - column)[:, None] - move_x
+        one, zero = torch.ones_like(start_y), torch.zeros_like(start_y)
+        middle = self.atlas_middle[source[:, 0].to(torch.int64)][:, None]
+        at = _Estimate(start_y, start_x, angle, one, zero, one * 1e12, one, one, one)
         for _ in range(N_STEPS):
-            state = self._step(state, pixels, inside, pose)
-        shift, gain, variance, left_over = state[:, :2], state[:, 3], state[:, 6:8], state[:, 8]
-        moved = (shift - start).square().sum(-1).sqrt()
+            at = self._step(at, pixels, inside, hand, middle)
+        moved_squared = (at.y - start_y) ** 2 + (at.x - start_x) ** 2
         sound = (
-            (left_over < UNLIKE)
-            & (gain > 0.05)
-            & (moved < self.largest_move_px)
-            & (variance.amax(1) < self.largest_move_px**2)
-        )
+            (at.left_over < UNLIKE)
+            & (at.gain > 0.05)
+            & (moved_squared < self.largest_move_px**2)
+            & (torch.maximum(at.variance_y, at.variance_x) < self.largest_move_px**2)
+        )[:, 0]
         return (
-            torch.where(sound, row + shift[:, 0], y),
-            torch.where(sound, column + shift[:, 1], x),
-            torch.where(sound, variance[:, 0].clamp(min=0).sqrt(), sigma_px),
-            torch.where(sound, variance[:, 1].clamp(min=0).sqrt(), sigma_px),
+            torch.where(sound, row + at.y[:, 0], y),
+            torch.where(sound, column + at.x[:, 0], x),
+            torch.where(sound, at.variance_y[:, 0].clamp(min=0).sqrt(), sigma_px),
+            torch.where(sound, at.variance_x[:, 0].clamp(min=0).sqrt(), sigma_px),
         )
 
-    def _step(self, state: Tensor, pixels: Tensor, inside: Tensor, pose: Tensor) -> Tensor:
-        """Take one Gauss-Newton step: state (N, 9) of y, x, angle, gain, background, scatter, variances, left-over."""
-        shift, angle = state[:, :2], state[:, 2]
-        gain, background, scatter = state[:, 3:4], state[:, 4:5], state[:, 5:6]
-        model, jacobian = self._model(shift, angle, pose[:, 1], pose[:, 0])
+    def _step(self, at: _Estimate, pixels: Tensor, inside: Tensor, hand: Tensor, middle: Tensor) -> _Estimate:
+        """Take one Gauss-Newton step."""
+        model, jacobian, near = self._model(at, hand, middle)
         variance = self.noise.variance(model)
-        rest = pixels - background - gain * model
-        say = inside * self._near(shift) / (1 + (rest**2 / (OUTLIER**2 * scatter * variance)) ** 2)
-        weighted = jacobian * (say / variance)[:, None, :]
-        solution, inverse = _solved(weighted @ jacobian.mT, weighted @ pixels[..., None])
-        rest = pixels - (solution[:, None, :] @ jacobian)[:, 0]
+        rest = pixels - at.background - at.gain * model
+        say = inside * near / (1 + (rest**2 / (OUTLIER**2 * at.scatter * variance)) ** 2)
+        weighted = jacobian * (say / variance)[:, None]
+        solution, inverse = _solved(weighted @ jacobian.mT, weighted @ pixels[..., None], self.identity)
+        rest = pixels - (solution[:, None] @ jacobian)[:, 0]
         n_free = (say.sum(1, keepdim=True) - jacobian.shape[1]).clamp(min=1)
         scatter = (say * rest**2 / variance).sum(1, keepdim=True) / n_free + 1e-12
-        safe_gain = solution[:, :1].clamp(min=0.05)
-        shift = shift + (solution[:, 2:4] / safe_gain).clamp(-0.5, 0.5)
-        if self.has_angle:
-            angle = angle + (solution[:, 4] / safe_gain[:, 0]).clamp(-0.2, 0.2)
-        found = inverse[:, 2:4] * scatter / safe_gain**2
-        shown = self._structure(say * (pixels - solution[:, 1:2]))
-        left_over = self._structure(say * rest) / shown.clamp(min=1e-12)
-        return torch.cat([shift, angle[:, None], solution[:, :2], scatter, found, left_over], -1)
+        gain, background, by_y, by_x, *by_angle = torch.split(solution, 1, 1)
+        safe_gain = gain.clamp(min=0.05)
+        angle = at.angle
+        if by_angle:
+            angle = angle + (by_angle[0] / safe_gain).clamp(-0.2, 0.2)
+        _, _, variance_y, variance_x, *_ = torch.split(inverse * (scatter / safe_gain**2), 1, 1)
+        return _Estimate(
+            at.y + (by_y / safe_gain).clamp(-0.5, 0.5),
+            at.x + (by_x / safe_gain).clamp(-0.5, 0.5),
+            angle,
+            gain,
+            background,
+            scatter,
+            variance_y,
+            variance_x,
+            self._structure(say * rest) / self._structure(say * (pixels - background)).clamp(min=1e-12),
+        )
 
     def _structure(self, patches: Tensor) -> Tensor:
         """Sum of the products of neighbouring pixels, (N, 1): white noise drops out of it."""
@@ -159,33 +195,33 @@ class LikelihoodFit(nn.Module):
     def _patches(self, image: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """Cut patches round whole-pixel places, (N, K), and tell which of their pixels lie in the image."""
         h, w = image.shape
-        rows = row[:, None] + self.grid_yx[:, 0]
-        columns = column[:, None] + self.grid_yx[:, 1]
+        rows = row[:, None] + self.grid_y
+        columns = column[:, None] + self.grid_x
         inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
         place = (rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1)).to(torch.int64)
         return F.embedding(place, image.reshape(-1, 1))[..., 0], inside.float()
 
-    def _near(self, shift: Tensor) -> Tensor:
-        """1 for the pixels of a patch within the fit's radius of the particle, (N, K)."""
-        return ((self.grid_yx - shift[:, None, :]).square().sum(-1) < self.radius_px**2).float()
+    def _model(self, at: _Estimate, hand: Tensor, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the particle's image (N, K), its derivatives (N, P, K), and 1 for the pixels in reach, (N, K).
 
-    def _model(self, shift: Tensor, angle: Tensor, hand: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the particle's image (N, K) and its derivatives by gain, background, y, x and angle, (N, P, K)."""
-        linear = orthogonal(angle, hand)
-        at = (self.grid_yx - shift[:, None, :]) @ linear.mT  # (N, K, 2) px from the middle of the source
-        _, _, fine, width = self.atlas.shape
-        fine_y = (at[..., 0].clamp(-self.fine_px / 2, self.fine_px / 2) + self.fine_px / 2) * REFINEMENT
-        fine_x = (at[..., 1].clamp(-self.fine_px / 2, self.fine_px / 2) + self.fine_px / 2) * REFINEMENT
-        fine_x = fine_x + source[:, None] * fine
-        where = torch.stack([2 * fine_x / (width - 1) - 1, 2 * fine_y / (fine - 1) - 1], -1)  # grid_sample wants (x, y)
-        found = F.grid_sample(self.atlas, where[None], mode="bilinear", align_corners=True)[0]  # (3, N, K)
-        image, along_y, along_x = found[0], found[1], found[2]
-        by_y = -(along_y * linear[:, 0, 0, None] + along_x * linear[:, 1, 0, None])
-        by_x = -(along_y * linear[:, 0, 1, None] + along_x * linear[:, 1, 1, None])
-        columns = [image, torch.ones_like(image), by_y, by_x]
+        Derivatives by gain, background, y, x and, with `has_angle`, the angle.
+        """
+        dy, dx = self.grid_y - at.y, self.grid_x - at.x
+        near = (dy**2 + dx**2 < self.radius_px**2).to(dy.dtype)
+        in_y, in_x = dy, dx  # px from the middle of the source
         if self.has_angle:
-            columns.append(along_x * at[..., 0] - along_y * at[..., 1])
-        return image, torch.stack(columns, 1)
+            cosine, sine = torch.cos(at.angle), torch.sin(at.angle)
+            in_y, in_x = cosine * dy - (sine * hand) * dx, sine * dy + (cosine * hand) * dx
+        # grid_sample wants (x, y)
+        where = torch.stack([in_x, in_y], -1).clamp(-self.half_px, self.half_px) * self.atlas_scale + middle
+        found = F.grid_sample(self.atlas, where[None], mode="bilinear", align_corners=True)[0]  # (3, N, K)
+        image, along_y, along_x = found.unbind(0)
+        if self.has_angle:
+            by_y, by_x = along_y * cosine + along_x * sine, (along_x * cosine - along_y * sine) * hand
+            columns = [image, torch.ones_like(image), -by_y, -by_x, along_x * in_y - along_y * in_x]
+        else:
+            columns = [image, torch.ones_like(image), -along_y, -along_x]
+        return image, torch.stack(columns, 1), near
 
 
 def bound_px(image: Tensor, noise: PixelNoise, diameter_px: float, *, has_angle: bool) -> float:
@@ -228,16 +264,17 @@ def _covariance(image: Tensor, noise: PixelNoise, diameter_px: float) -> Tensor:
     return regular
 
 
-def _solved(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+def _solved(matrix: Tensor, right: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
     """Solve symmetric positive systems (N, P, P) x = (N, P, 1); return x (N, P) and the diagonal of the inverse (N, P).
 
     Gauss-Jordan elimination, written out: ONNX has no operator for it.
     """
     n = matrix.shape[-1]
-    size = torch.diagonal(matrix, dim1=1, dim2=2).clamp(min=1e-12).sqrt()  # scaled to a unit diagonal
-    matrix = matrix / (size[:, :, None] * size[:, None, :]) + 1e-6 * torch.eye(n)
-    work = torch.cat([matrix, right / size[..., None], torch.eye(n).expand(matrix.shape)], -1)
-    for k in range(n):
-        row, column = work[:, k : k + 1], work[:, :, k : k + 1]
-        work = work - (column - torch.eye(n)[:, k : k + 1]) * (row / row[..., k : k + 1])
-    return work[..., n] / size, torch.diagonal(work[..., n + 1 :], dim1=1, dim2=2) / size**2
+    size = (matrix * identity).sum(-1, keepdim=True).clamp(min=1e-12).sqrt()  # scaled to a unit diagonal
+    matrix = matrix / (size * size.mT) + 1e-6 * identity
+    work = torch.cat([matrix, right / size, identity.expand(matrix.shape)], -1)
+    for k, unit in enumerate(torch.split(identity, 1, 1)):
+        row = work.narrow(1, k, 1)
+        work = work - (work.narrow(2, k, 1) - unit) * (row / row.narrow(2, k, 1))
+    _, solution, inverse = torch.split(work, [n, 1, n], 2)
+    return (solution / size)[..., 0], (inverse * identity).sum(-1) / size[..., 0] ** 2

@@ -283,6 +283,8 @@ class LodestarGraph(nn.Module):
         height, width = image.shape
         if self.fit is not None:
             in_frame = pixels[: height // self.pooling, : width // self.pooling]
+            # of what the fit cannot take: no surer than the predictions agree
+            sigma_y = (self.sigma_px**2 + variance / 2).sqrt()
             # one more row that is dropped again: ONNX Runtime samples no grid of no rows
             rows = [F.pad(column, (0, 1)) for column in (y, x, sigma_y)]
             y, x, sigma_y, sigma_x = (column[:-1] for column in self.fit(in_frame, *rows))

@@ -108,6 +108,6 @@ def test_the_written_out_elimination_solves_like_lapack():
     generator = torch.Generator().manual_seed(9)
     root = torch.randn((50, 5, 12), generator=generator) * torch.tensor([1.0, 10, 0.1, 1, 3])[None, :, None]
     matrix, right = root @ root.mT, torch.randn((50, 5, 1), generator=generator)
-    solution, inverse = _solved(matrix, right)
+    solution, inverse = _solved(matrix, right, torch.eye(matrix.shape[-1]))
     np.testing.assert_allclose(solution, torch.linalg.solve(matrix, right)[..., 0], rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(inverse, torch.linalg.inv(matrix).diagonal(dim1=1, dim2=2), rtol=2e-3)
