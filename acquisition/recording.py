@@ -1,4 +1,4 @@
-"""Recordings and single images from disk: TIFF, NPY and grey pictures, read one image at a time."""
+"""Recordings and single images from disk, read one image at a time."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 Pixels = NDArray[Any]
 
 _TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
+_VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _PICTURE_ENDS = ((b"\x89PNG", b"IEND"), (b"\xff\xd8\xff", b"\xff\xd9"))
 _MOST_CHANNELS = 10
@@ -56,7 +57,10 @@ class _Stack(Protocol):
 
 
 def open_recording(url: SourceURL) -> Recording:
-    """Open a TIFF, NPY or picture file as a source of frames.
+    """Open a recording as a source of frames.
+
+    A TIFF, OME-TIFF, NPY, MP4, AVI or picture file; a folder of TIFF files or pictures, which follow each other in the
+    order of the numbers in their names; an OME-Zarr or NDTiff folder.
 
     Options: `fps` replays in real time at that rate; `loop` plays it so many times (0: without end); `page` takes one
     image only and `channel` one channel only, both counted from 0; `series` picks one of several image series of a
@@ -183,7 +187,7 @@ class Recording:
         try:
             pixels = self._one_channel(self._stack.read(page))
             return Frame(pixels, index, time.time(), self._info.pixel_size_um, {"page": page})
-        except SourceError:
+        except (SourceError, EndOfStream):
             raise
         except Exception as exc:  # the decoders of a damaged file raise whatever they like
             if "imagecodecs" in str(exc):
@@ -225,15 +229,22 @@ def _open_stack(path: Path, series: int) -> _Stack:
     suffix = path.suffix.lower()
     if not path.exists():
         raise SourceError(f"{path}: no such file; check the path")
-    if not path.is_file() or suffix not in (*_TIFF_SUFFIXES, ".npy", *_PICTURE_SUFFIXES):
+    if path.is_dir():
+        return _open_folder(path)
+    if suffix not in (*_TIFF_SUFFIXES, ".npy", *_VIDEO_SUFFIXES, *_PICTURE_SUFFIXES):
         raise SourceError(
-            f"expected a TIFF, NPY, PNG, JPEG or BMP file, got {path}; save it as TIFF, for example with ImageJ"
+            f"expected a TIFF, NPY, MP4, AVI, PNG, JPEG or BMP file, a folder of them, OME-Zarr or NDTiff, got {path}; "
+            "save it as TIFF, for example with ImageJ"
         )
     if series and suffix not in _TIFF_SUFFIXES:
         raise SourceError(f"{path}: only a TIFF has several series; leave series= out")
     try:
         if suffix in _TIFF_SUFFIXES:
             return _TiffStack(path, series)
+        if suffix in _VIDEO_SUFFIXES:
+            from oneframe.acquisition.video import VideoStack
+
+            return VideoStack(path)
         return _NpyStack(path) if suffix == ".npy" else _Picture(path)
     except (SourceError, ModuleNotFoundError):
         raise
@@ -241,6 +252,28 @@ def _open_stack(path: Path, series: int) -> _Stack:
         raise SourceError(
             f"{path} cannot be read as {suffix[1:].upper()} ({exc}); is it complete, and what its name says?"
         ) from exc
+
+
+def _open_folder(path: Path) -> _Stack:
+    from oneframe.acquisition import folders
+
+    if folders.is_ndtiff(path):
+        return folders.NDTiffStack(path)
+    if folders.is_zarr(path):
+        return folders.ZarrStack(path)
+    files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+    for kind in (_TIFF_SUFFIXES, _PICTURE_SUFFIXES):
+        images = folders.numbered([file for file in files if file.suffix.lower() in kind])
+        if images:
+            first = _open_stack(images[0], 0)
+            if isinstance(first, _TiffStack) and first.spans_files:
+                return first  # an OME-TIFF in several files, each of which knows the others
+            first.close()
+            return folders.FolderStack(images, lambda file: _open_stack(file, 0))
+    raise SourceError(
+        f"expected a folder of TIFF files or pictures, an OME-Zarr or an NDTiff dataset, {path} is none; "
+        "point to the folder that holds the images themselves"
+    )
 
 
 class _TiffStack:
@@ -263,6 +296,11 @@ class _TiffStack:
     def __len__(self) -> int:
         return len(self._plane_of)
 
+    @property
+    def spans_files(self) -> bool:
+        """True if the series goes on in other files beside this one."""
+        return bool(self._series.is_multifile)
+
     def read(self, page: int) -> Pixels:
         planes = [self._plane(int(number)) for number in self._plane_of[page]]
         return _native(np.stack(planes) if self._channel_axis else planes[0])
@@ -273,6 +311,8 @@ class _TiffStack:
 
     def _pick_series(self, number: int) -> Any:
         found = self._file.series
+        if not found:
+            raise ValueError("there is no image in it")
         if number >= len(found):
             raise SourceError(f"{self._path}: series must be 0 to {len(found) - 1}; change series=")
         if len(found) > 1:
@@ -309,7 +349,15 @@ class _TiffStack:
         page = self._series.pages[number]
         if page is None:
             raise ValueError("it was never written")
-        pixels: Pixels = page.asarray()
+        handle = page.parent.filehandle
+        if not handle.closed:
+            pixels: Pixels = page.asarray()
+            return pixels
+        handle.open()  # one of the other files of an OME-TIFF
+        try:
+            pixels = page.asarray()
+        finally:
+            handle.close()
         return pixels
 
 

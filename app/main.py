@@ -41,8 +41,9 @@ _EXTRAS = {
 
 _SOURCE_HELP = (
     "where frames come from: sim:beads[?seed=..&frames=..&fps=..] (simulated microscope), demo: (Micro-Manager's "
-    "DemoCamera), mm:CONFIG.cfg (own MMCore), zmq+tcp://HOST:PORT (another process's serve), or the path of a "
-    "recording (TIFF, NPY; ?fps= replays in real time)"
+    "DemoCamera), mm:CONFIG.cfg (own MMCore), micromanager: (a running Micro-Manager), zmq+tcp://HOST:PORT (another "
+    "process's serve), or the path of a recording (TIFF, NPY, AVI, MP4, OME-Zarr, NDTiff, a folder of images; ?fps= "
+    "replays in real time)"
 )
 
 
