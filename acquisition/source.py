@@ -53,6 +53,10 @@ class SourceInfo:
     pixel_size_um: float | None = None
     """Edge of one pixel in the sample, micrometres; None if unknown."""
 
+    buffered: bool = False
+    """True for a live source whose frames wait in a bounded buffer of its own, which says when it is full: its reader
+    may be slow and misses nothing until then."""
+
 
 class FrameSource(Protocol):
     """A camera, a recording or a stream, read by one thread.
@@ -60,6 +64,9 @@ class FrameSource(Protocol):
     `read` is called again and again by a single thread until it raises `EndOfStream` or `SourceError`; `close` may be
     called at any time, also twice, by the same thread. A source starts its camera or connection with the first `read`
     at the latest, so opening one is cheap and moves nothing.
+
+    Two keys of a frame's metadata are for the record of the run: `note` (str), something that happened just before this
+    frame, and `lost_at_least` (int), frames lost just before it that its index does not show.
     """
 
     @property
@@ -168,6 +175,8 @@ class SourceURL:
     scheme: str
     target: str
     options: SourceOptions
+    every: bool = False
+    """True if the run wants every frame; False if the newest frame wins."""
 
 
 # scheme -> (module, function, extra of the package that it needs); imported only when asked for
@@ -176,11 +185,12 @@ _OPENERS: dict[str, tuple[str, str, str | None]] = {
     "demo": ("oneframe.acquisition.micromanager", "open_demo", "mm"),
     "mm": ("oneframe.acquisition.micromanager", "open_configured", "mm"),
     "zmq+tcp": ("oneframe.acquisition.zeromq", "open_stream", None),
+    "micromanager": ("oneframe.acquisition.bridge", "open_bridge", "mm"),
     "file": ("oneframe.acquisition.recording", "open_recording", None),
 }
 
 
-def parse_source(text: str) -> SourceURL:
+def parse_source(text: str, *, every: bool = False) -> SourceURL:
     """Take a SOURCE apart.
 
     >>> url = parse_source("sim:beads?seed=3")
@@ -192,24 +202,27 @@ def parse_source(text: str) -> SourceURL:
     if not colon or len(scheme) == 1 or Path(body).exists():  # one letter is a Windows drive
         scheme, target = "file", body
     options = dict(parse_qsl(query, keep_blank_values=True))
-    return SourceURL(text, scheme.lower(), target, SourceOptions(text, options))
+    return SourceURL(text, scheme.lower(), target, SourceOptions(text, options), every)
 
 
-def open_source(url: str) -> FrameSource:
+def open_source(url: str, *, every: bool = False) -> FrameSource:
     """Open what a SOURCE URL names; no frame is taken yet.
 
     Parameters
     ----------
     url : str
-        `sim:beads`, `demo:`, `mm:CONFIG.cfg`, `zmq+tcp://HOST:PORT` or the path of a recording, each with
-        `?key=value&...` options.
+        `sim:beads`, `demo:`, `mm:CONFIG.cfg`, `micromanager:`, `zmq+tcp://HOST:PORT` or the path of a recording, each
+        with `?key=value&...` options.
+    every : bool
+        True if the run wants every frame: a camera that can then keeps them in a bounded buffer and ends, with a
+        sentence, when it is full. False: the newest frame wins, and lost ones are gaps in `Frame.index`.
 
     Raises
     ------
     SourceError
         If the kind of source is unknown, an option is wrong, a file is missing or unreadable, or an extra is missing.
     """
-    parsed = parse_source(url)
+    parsed = parse_source(url, every=every)
     if parsed.scheme not in _OPENERS:
         kinds = ", ".join(f"{scheme}:" for scheme in _OPENERS if scheme != "file")
         raise SourceError(f"expected a SOURCE that starts with {kinds} or the path of a recording, got {url!r}")

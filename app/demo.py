@@ -21,7 +21,7 @@ from oneframe.app.main import main, parser
 from oneframe.app.track import account_line, run_pipeline
 from oneframe.runtime import Tracks, load_model
 from oneframe.runtime.overlay import draw_overlay, write_png
-from oneframe.runtime.seams import Analysed, Missed
+from oneframe.runtime.seams import Analysed, Missed, Noted
 from oneframe.runtime.truth import Score, TruthComparison
 
 FRAMES_PER_S = 25
@@ -106,6 +106,9 @@ class _TruthSink:
             self.tails.setdefault(int(track_id), []).append((float(y), float(x)))
 
     def skip(self, missed: Missed) -> None:
+        pass
+
+    def note(self, noted: Noted) -> None:
         pass
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from oneframe.runtime.drift import ALIKE
 from oneframe.runtime.link import FrameLinker, LinkSettings
 from oneframe.runtime.pipeline import Ended, Pipeline
 from oneframe.runtime.record import RunRecord, complete_run, recover_run
-from oneframe.runtime.seams import Analysed, Sink
+from oneframe.runtime.seams import Analysed, Noted, Sink
 
 
 def detect(arguments: argparse.Namespace, console: Console) -> None:
@@ -208,7 +208,7 @@ def run_pipeline(
     board = StatusBoard() if board is None else board
     max_distance_px = arguments.max_distance_px or model.card.object_diameter_px
     linking = LinkSettings(max_distance_px=max_distance_px, max_gap_frames=arguments.max_gap_frames)
-    source = open_source(arguments.source)
+    source = open_source(arguments.source, every=arguments.mode == "every")
     folder = None if arguments.output is None else Path(arguments.output)
     if folder is not None:
         settings = {
@@ -265,6 +265,9 @@ class _ConsoleSink:
     def skip(self, _missed: object) -> None:
         self._tick()
 
+    def note(self, noted: Noted) -> None:
+        self._console.say(f"frame {noted.index}: {noted.text}", event="note", frame=noted.index, note=noted.text)
+
     def close(self) -> None:
         pass
 
@@ -317,7 +320,8 @@ def account_line(account: Account) -> str:
     """Return the account as one line, reasons included."""
     text = (
         f"{account.seen} frames seen = {account.analysed} analysed + {account.skipped} skipped + "
-        f"{account.failed} failed; {account.lost_before} lost before they came here"
+        f"{account.failed} failed; {'at least ' if account.gaps_of_unknown_length else ''}{account.lost_before} lost "
+        "before they came here"
     )
     if account.before_start:
         text += f", {account.before_start} made before this run joined"

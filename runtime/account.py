@@ -30,6 +30,8 @@ class Account:
     """Made by the source before this run joined it."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Frames per reason of being skipped, failed or lost."""
+    gaps_of_unknown_length: int = 0
+    """How often frames were lost without a trace in the numbers; `lost_before` counts the least it can have been."""
 
     def __post_init__(self) -> None:
         if self.seen != self.analysed + self.skipped + self.failed:
@@ -67,6 +69,8 @@ class Status:
     """Results a sink was too slow to take, all sinks together."""
     drift: str = ""
     """What is wrong with the sample (`Drift.alarm`), or nothing."""
+    note: str = ""
+    """What happened to the run in the last seconds (`Noted`), or nothing."""
 
 
 class StatusBoard:

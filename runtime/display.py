@@ -33,7 +33,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from oneframe.acquisition import Frame
 from oneframe.runtime.account import Status
-from oneframe.runtime.seams import Analysed, Missed
+from oneframe.runtime.seams import Analysed, Missed, Noted
 
 WIRE_VERSION = 2
 
@@ -433,6 +433,9 @@ class DisplaySink:
         if now_s - self._published_s >= 1.0 and self._is_viewed():
             self._published_s = now_s
             self._publish(encode_notice(Notice("status", self._status())))
+
+    def note(self, noted: Noted) -> None:
+        """Do nothing: the status tells."""
 
     def close(self) -> None:
         """Tell the views that the run ended; takes a second at most. A second call does nothing."""

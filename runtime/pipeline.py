@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -17,14 +18,21 @@ import numpy as np
 from oneframe.acquisition import BadFrameError, EndOfStream, Frame, FrameSource, SourceError
 from oneframe.runtime.account import Account, Status
 from oneframe.runtime.drift import DriftWatch
-from oneframe.runtime.seams import Analysed, Linker, Missed, Model, Sink
+from oneframe.runtime.seams import Analysed, Linker, Missed, Model, Noted, Sink
 
 logger = logging.getLogger(__name__)
 
 Mode = Literal["latest", "every"]
+_Entry = Analysed | Missed | Noted
 
 _WINDOW_S = 3.0
 """Rates and ages of the status are taken over this time."""
+_NOTE_S = 10.0
+"""A note stays in the status so long."""
+_CLOCK_JUMP_S = 1.0
+"""Largest step of the wall clock against the monotonic one that goes without a note."""
+_WATCHED = ("exposure_ms", "roi_xywh_px", "binning", "bit_depth")
+"""Entries of a frame's metadata whose change is noted."""
 _QUEUED_BYTES = 256 * 2**20
 """Pixels that may wait for the model, and again for each sink, bytes."""
 
@@ -65,7 +73,8 @@ class Pipeline:
         dropped and counted, and nobody waits.
     mode : "latest" or "every"
         latest: the newest frame wins, older ones that were not reached are skipped. every: frames queue up, and only
-        when the queue is full (a live source) is one skipped; a source that can wait waits.
+        when the queue is full (a live source) is one skipped; a source that can wait, or that has a buffer of its own
+        (`SourceInfo.buffered`), waits.
     essential : names of sinks
         If one of these breaks down the run ends; the others are left out from then on.
     queue_frames : int
@@ -88,15 +97,22 @@ class Pipeline:
         self._linker = linker
         self._watch = DriftWatch.of(model.card)
         self._live = source.info.live
-        self._inbox = _Inbox(1 if mode == "latest" else queue_frames, newest_wins=mode == "latest", wait=not self._live)
+        backs_up = source.info.buffered and mode == "every"
+        self._inbox = _Inbox(
+            1 if mode == "latest" else queue_frames, newest_wins=mode == "latest", wait=backs_up or not self._live
+        )
         self._books = _Books(live=self._live)
         self._sinks = {
-            name: _SinkThread(name, sink, wait=not self._live, essential=name in essential)
+            name: _SinkThread(
+                name, sink, wait=not self._live or (backs_up and name in essential), essential=name in essential
+            )
             for name, sink in sinks.items()
         }
         self._stop = threading.Event()
         self._stop_reason = ""
         self._source_end: tuple[str, bool] | None = None
+        self._camera: dict[str, str] = {}  # what is watched for changes
+        self._clock_s: float | None = None  # wall clock minus monotonic clock
 
     def run(self, *, n_frames: int | None = None, seconds: float | None = None) -> Ended:
         """Run until the source ends, `n_frames` were seen, `seconds` passed, `stop` was called or a part failed."""
@@ -206,9 +222,35 @@ class Pipeline:
         if frame is None:
             return
         self._lose(self._books.arrived(frame.index), "a gap in the source's numbers")
+        self._heed(frame)
         rejected = self._inbox.put(_Arrival(frame, time.monotonic()), self._stop)
         if rejected is not None:
             self._miss(Missed("skipped", rejected.frame.index, 1, rejected.frame.time_s, self._inbox.why_skipped))
+
+    def _heed(self, frame: Frame) -> None:
+        """Pass on what the source has to say of the time before this frame, and what changed since the last one."""
+        told = frame.metadata.get("note")
+        at_least = frame.metadata.get("lost_at_least")
+        if at_least is not None:
+            reason = str(told or "the camera's counter began again")
+            self._miss(Missed("lost", None, int(at_least), frame.time_s, reason, at_least=True))
+        notes = [str(told)] if told else []
+        camera = {name: str(frame.metadata[name]) for name in _WATCHED if name in frame.metadata}
+        camera |= {"size": f"{frame.width} x {frame.height}", "pixels": str(frame.pixels.dtype)}
+        changed = [name for name in camera if self._camera.get(name, camera[name]) != camera[name]]
+        if changed and not told:
+            notes.append("the camera changed: " + ", ".join(f"{n} {self._camera[n]} to {camera[n]}" for n in changed))
+        self._camera = camera
+        clock_s = time.time() - time.monotonic()
+        if self._clock_s is not None and abs(jump_s := clock_s - self._clock_s) > _CLOCK_JUMP_S:
+            notes.append(f"this computer's clock was set by {jump_s:+.1f} s")
+        self._clock_s = clock_s
+        for text in notes:
+            logger.warning("frame %s: %s", frame.index, text)
+            noted = Noted(frame.index, frame.time_s, text)
+            self._books.noted(text)
+            for sink in self._sinks.values():
+                sink.put(noted)
 
     def _lose(self, gap: tuple[int, int], reason: str) -> None:
         first, n_lost = gap
@@ -283,6 +325,8 @@ class _Books:
         self._made: deque[tuple[float, int]] = deque()  # (time, frames made by the source)
         self._results: deque[tuple[float, float]] = deque()  # (time, age)
         self._n_detections = 0
+        self._n_unknown_gaps = 0
+        self._note_told = ("", -math.inf)
         self.published: int | None = None
 
     @property
@@ -327,8 +371,13 @@ class _Books:
         with self._lock:
             is_new = missed.reason not in self._reasons
             self._counts[missed.kind] += missed.n_frames
+            self._n_unknown_gaps += missed.at_least
             self._reasons[missed.reason] += missed.n_frames
             return is_new
+
+    def noted(self, text: str) -> None:
+        with self._lock:
+            self._note_told = (text[:300], time.monotonic())
 
     def account(self) -> Account:
         with self._lock:
@@ -336,7 +385,7 @@ class _Books:
             reasons = dict(self._reasons)
             return Account(
                 counts["seen"], counts["analysed"], counts["skipped"], counts["failed"], counts["lost"],
-                self._before_start, reasons,
+                self._before_start, reasons, self._n_unknown_gaps,
             )  # fmt: skip
 
     def status(self, *, sink_backlog: int, sink_dropped: int, drift: str) -> Status:
@@ -360,6 +409,7 @@ class _Books:
                 sink_backlog=sink_backlog,
                 sink_dropped=sink_dropped,
                 drift=drift,
+                note=self._note_told[0] if now_s - self._note_told[1] < _NOTE_S else "",
             )
 
     @staticmethod
@@ -379,7 +429,7 @@ class _SinkThread:
         self.error: Exception | None = None
         self._sink = sink
         self._wait = wait
-        self._queue: queue.Queue[Analysed | Missed | None] = queue.Queue(maxsize=10_000)
+        self._queue: queue.Queue[_Entry | None] = queue.Queue(maxsize=10_000)
         self._queued_bytes = 0
         self._drops: Counter[str] = Counter()
         self._lock = threading.Condition()
@@ -388,7 +438,7 @@ class _SinkThread:
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, entry: Analysed | Missed) -> None:
+    def put(self, entry: _Entry) -> None:
         """Queue an entry, or drop and count it."""
         n_bytes = _pixel_bytes(entry)
         with self._lock:
@@ -431,11 +481,13 @@ class _SinkThread:
     def _drop(self) -> None:
         self._drops["too slow" if self.error is None else f"failed: {self.error}"] += 1
 
-    def _hand_over(self, entry: Analysed | Missed) -> None:
+    def _hand_over(self, entry: _Entry) -> None:
         if isinstance(entry, Analysed):
             self._sink.write(entry)
-        else:
+        elif isinstance(entry, Missed):
             self._sink.skip(entry)
+        else:
+            self._sink.note(entry)
 
     def _call(self, action: Callable[[], None]) -> None:
         try:
@@ -446,6 +498,6 @@ class _SinkThread:
                 self.error = exc
 
 
-def _pixel_bytes(entry: Analysed | Missed) -> int:
+def _pixel_bytes(entry: _Entry) -> int:
     """Memory that a queued entry keeps from being freed."""
     return entry.frame.pixels.nbytes if isinstance(entry, Analysed) else 0

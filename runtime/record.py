@@ -31,7 +31,7 @@ from oneframe.runtime.account import Account
 from oneframe.runtime.card import ModelCard
 from oneframe.runtime.detections import COLUMNS, Detections
 from oneframe.runtime.drift import ALIKE, Drift
-from oneframe.runtime.seams import Analysed, Missed
+from oneframe.runtime.seams import Analysed, Missed, Noted
 
 FORMAT = "oneframe run"
 FORMAT_VERSION = 1
@@ -39,6 +39,8 @@ FORMAT_VERSION = 1
 
 _DRIFT_KINDS = _DRIFT, _DRIFT_ENDED = "drift", "drift ended"
 """Events: something is wrong with the sample, see `Drift`; it looks like the training's again."""
+_LOST_AT_LEAST = "lost at least"
+"""Event: frames were lost without a gap in the numbers, see `Missed.at_least`."""
 _ROWS_FOR_QUANTILES = 1_000_000
 """Of longer tables evenly spread rows are taken."""
 
@@ -109,6 +111,7 @@ class RunRecord:
         self._drift = ALIKE
         self._n_frames: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
+        self._n_unknown_gaps = 0
 
     def write(self, analysed: Analysed) -> None:
         """Write one analysed frame and its detections."""
@@ -144,8 +147,9 @@ class RunRecord:
         with self._lock:
             with _transaction(self._db):
                 if missed.kind == "lost":
+                    kind = _LOST_AT_LEAST if missed.at_least else "lost"
                     self._db.execute(
-                        "INSERT INTO events VALUES (?, 'lost', ?, ?, ?)", (missed.time_s, missed.reason, n, first)
+                        "INSERT INTO events VALUES (?, ?, ?, ?, ?)", (missed.time_s, kind, missed.reason, n, first)
                     )
                 else:
                     self._db.executemany(
@@ -157,16 +161,17 @@ class RunRecord:
                     )
             self._n_frames[missed.kind] += n
             self._reasons[missed.reason] += n
+            self._n_unknown_gaps += missed.at_least
 
-    def event(self, kind: str, text: str) -> None:
-        """Write down something that happened to the run as a whole, such as a reconnection."""
+    def note(self, noted: Noted) -> None:
+        """Write down what happened to the run."""
         with self._lock, _transaction(self._db):
-            self._db.execute("INSERT INTO events VALUES (?, ?, ?, NULL, NULL)", (time.time(), kind, text))
+            self._db.execute("INSERT INTO events VALUES (?, 'note', ?, NULL, ?)", (noted.time_s, noted.text, noted.index))
 
     def counts(self) -> Account:
         """Return the account of what was written so far."""
         with self._lock:
-            return _account(self._n_frames, self._reasons)
+            return _account(self._n_frames, self._reasons, self._n_unknown_gaps)
 
     def close(self) -> None:
         """Close the files; `complete_run` finishes the folder."""
@@ -590,14 +595,17 @@ def _account_on_record(db: sqlite3.Connection) -> Account:
     reasons: Counter[str] = Counter()
     for reason, n in db.execute("SELECT reason, COUNT(*) FROM frames WHERE status <> 'analysed' GROUP BY reason"):
         reasons[reason] += n
-    for reason, n in db.execute("SELECT text, SUM(n_frames) FROM events WHERE kind = 'lost' GROUP BY text"):
+    n_unknown_gaps = 0
+    lost = "SELECT kind, text, n_frames FROM events WHERE kind IN ('lost', ?)"
+    for kind, reason, n in db.execute(lost, (_LOST_AT_LEAST,)):
         n_frames["lost"] += n
         reasons[reason] += n
+        n_unknown_gaps += kind == _LOST_AT_LEAST
     n_untold = _n_untold(db)
     if n_untold > 0:
         n_frames["lost"] += n_untold
         reasons["gap in the record"] += n_untold
-    return _account(n_frames, reasons)
+    return _account(n_frames, reasons, n_unknown_gaps)
 
 
 def _n_untold(db: sqlite3.Connection) -> int:
@@ -616,7 +624,7 @@ def _n_untold(db: sqlite3.Connection) -> int:
     return int(last - first + 1 - n_numbers - n_rows_without - n_told)
 
 
-def _account(n_frames: Counter[str], reasons: Counter[str]) -> Account:
+def _account(n_frames: Counter[str], reasons: Counter[str], n_unknown_gaps: int) -> Account:
     n_seen = n_frames["analysed"] + n_frames["skipped"] + n_frames["failed"]
     return Account(
         seen=n_seen,
@@ -625,4 +633,5 @@ def _account(n_frames: Counter[str], reasons: Counter[str]) -> Account:
         failed=n_frames["failed"],
         lost_before=n_frames["lost"],
         reasons=dict(reasons),
+        gaps_of_unknown_length=n_unknown_gaps,
     )

@@ -68,6 +68,19 @@ class Missed:
     time_s: float
     """When it was noticed or, for skipped and failed frames, taken; seconds since the Unix epoch."""
     reason: str
+    at_least: bool = False
+    """True for lost frames that no gap in the numbers tells of: `n_frames` of them at least, how many is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Something that happened to the run: the camera was started again, its exposure changed, the clock was set."""
+
+    index: int
+    """The source's number of the first frame after it."""
+    time_s: float
+    """When that frame was taken, seconds since the Unix epoch."""
+    text: str
 
 
 class Sink(Protocol):
@@ -81,6 +94,10 @@ class Sink(Protocol):
         """Take note of frames that were not analysed."""
         ...
 
+    def note(self, noted: Noted) -> None:
+        """Take note of what happened to the run."""
+        ...
+
     def close(self) -> None:
-        """Finish; called once, after the last `write` or `skip`."""
+        """Finish; called once, after the last `write`, `skip` or `note`."""
         ...

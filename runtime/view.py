@@ -116,7 +116,8 @@ def status_html(status: Status, *, losing: bool) -> str:
     if status.sink_dropped:
         segments.append(_segment("not written", f"{status.sink_dropped:d}", "", alarm))
     line = f' <span style="color:{_QUIET}">|</span>&nbsp;'.join(segments)
-    return line + (f'<br><b style="color:{_AMBER}">{html.escape(status.drift)}</b>' if status.drift else "")
+    told = [text for text in (status.note, status.drift) if text]
+    return line + "".join(f'<br><b style="color:{_AMBER}">{html.escape(text)}</b>' for text in told)
 
 
 def _fixed(value: float, width: int, decimals: int) -> str:

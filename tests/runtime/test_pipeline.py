@@ -18,7 +18,7 @@ from oneframe.runtime.account import Status, StatusBoard
 from oneframe.runtime.link import FrameLinker, LinkSettings
 from oneframe.runtime.pipeline import Pipeline
 from oneframe.runtime.record import RunRecord, read_run
-from oneframe.runtime.seams import Analysed, Missed
+from oneframe.runtime.seams import Analysed, Missed, Noted
 
 CARD = ModelCard("lodestar", "uint16", 1, ("y_px", "x_px", "score"), 0.5, 8.0)
 IMAGE = np.arange(64, dtype=np.uint16).reshape(8, 8)
@@ -29,9 +29,9 @@ Event = Frame | Exception | None
 class Script:
     """A source that plays a list: frames, errors to raise, None for nothing yet."""
 
-    def __init__(self, events: Iterator[Event], *, live: bool) -> None:
+    def __init__(self, events: Iterator[Event], *, live: bool, buffered: bool = False) -> None:
         self._events = events
-        self.info = SourceInfo("script", live=live)
+        self.info = SourceInfo("script", live=live, buffered=buffered)
         self.closed_in: list[str] = []
 
     def read(self, timeout_s: float) -> Frame | None:
@@ -64,6 +64,7 @@ class Notes:
 
     written: list[Analysed] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
+    noted: list[Noted] = field(default_factory=list)
     closed: int = 0
     on_write: Callable[[], None] = lambda: None
 
@@ -74,6 +75,9 @@ class Notes:
     def skip(self, missed: Missed) -> None:
         self.missed.append(missed)
 
+    def note(self, noted: Noted) -> None:
+        self.noted.append(noted)
+
     def close(self) -> None:
         self.closed += 1
 
@@ -82,11 +86,14 @@ def frame(index: int) -> Frame:
     return Frame(IMAGE, index, time.time())
 
 
-def pipeline(events: list[Event], *, live: bool, model: Finder | None = None, **kwargs) -> tuple[Pipeline, Notes]:
+def pipeline(
+    events: list[Event], *, live: bool, buffered: bool = False, model: Finder | None = None, **kwargs
+) -> tuple[Pipeline, Notes]:
     notes = Notes()
     sinks = {"notes": notes, **kwargs.pop("sinks", {})}
     linker = FrameLinker(LinkSettings(max_distance_px=5.0))
-    return Pipeline(Script(iter(events), live=live), model or Finder(), linker, sinks, **kwargs), notes
+    source = Script(iter(events), live=live, buffered=buffered)
+    return Pipeline(source, model or Finder(), linker, sinks, **kwargs), notes
 
 
 END = EndOfStream("over", n_frames=10)
@@ -349,3 +356,76 @@ def test_status_tells_rates_and_ages():
     assert (status.seen, status.analysed, status.n_detections) == (30, 30, 1)
     assert status.camera_fps > 0
     assert 0 <= status.age_p50_ms <= status.age_p99_ms < 5000
+
+
+# what happens to the camera and to the clock
+
+
+def told(index: int, *, pixels: np.ndarray = IMAGE, **metadata) -> Frame:
+    return Frame(pixels, index, time.time(), metadata=metadata)
+
+
+def test_what_the_source_notes_reaches_every_sink_and_the_status():
+    run, notes = pipeline([told(0), told(1, note="the camera was started again"), told(2), END], live=True)
+    run.run()
+    assert [(n.index, n.text) for n in notes.noted] == [(1, "the camera was started again")]
+    assert run.status().note == "the camera was started again"
+
+
+def test_a_loss_of_unknown_size_counts_the_least_it_can_have_been():
+    events = [told(0), told(1, lost_at_least=7, note="the buffer overflowed"), told(2), EndOfStream("over", n_frames=3)]
+    run, notes = pipeline(events, live=True)
+    account = run.run().account
+    assert (account.lost_before, account.gaps_of_unknown_length) == (7, 1)
+    assert account.reasons == {"the buffer overflowed": 7}
+    assert [(m.kind, m.index, m.n_frames, m.at_least) for m in notes.missed] == [("lost", None, 7, True)]
+
+
+def test_a_camera_that_changes_in_mid_run_is_noted_once():
+    wide = np.zeros((8, 16), np.uint8)
+    events = [
+        told(0, exposure_ms=10.0), told(1, exposure_ms=10.0), told(2, exposure_ms=20.0), told(3, exposure_ms=20.0),
+        told(4, pixels=wide, exposure_ms=20.0), END,
+    ]  # fmt: skip
+    run, notes = pipeline(events, live=True)
+    run.run()
+    assert [(n.index, n.text) for n in notes.noted] == [
+        (2, "the camera changed: exposure_ms 10.0 to 20.0"),
+        (4, "the camera changed: size 8 x 8 to 16 x 8, pixels uint16 to uint8"),
+    ]
+
+
+def test_a_clock_that_is_set_in_mid_run_is_noted_and_breaks_nothing(monkeypatch):
+    real = time.time
+
+    def events() -> Iterator[Event]:
+        yield frame(0)
+        yield frame(1)
+        monkeypatch.setattr(time, "time", lambda: real() - 3600)
+        yield frame(2)
+        yield END
+
+    notes = Notes()
+    linker = FrameLinker(LinkSettings(max_distance_px=5.0))
+    ended = Pipeline(Script(events(), live=True), Finder(), linker, {"notes": notes}).run()
+    assert ended.account.analysed == 3
+    assert [(n.index, n.text) for n in notes.noted] == [(2, "this computer's clock was set by -3600.0 s")]
+
+
+def test_a_source_with_a_buffer_of_its_own_is_made_to_wait_and_nothing_is_skipped():
+    slow = Finder(gate=lambda _: time.sleep(0.002))
+    run, _ = pipeline(
+        [*map(frame, range(60)), EndOfStream("over", n_frames=60)],
+        live=True, buffered=True, model=slow, mode="every", queue_frames=2,
+    )  # fmt: skip
+    account = run.run().account
+    assert (account.analysed, account.skipped, account.lost_before) == (60, 0, 0)
+
+
+def test_in_latest_mode_a_source_with_a_buffer_is_not_kept_waiting():
+    slow = Finder(gate=lambda _: time.sleep(0.05))
+    events = [*map(frame, range(60)), EndOfStream("over", n_frames=60)]
+    run, _ = pipeline(events, live=True, buffered=True, model=slow, mode="latest")
+    account = run.run().account
+    assert account.skipped > 40
+    assert account.seen == 60

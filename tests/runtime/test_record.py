@@ -23,7 +23,7 @@ from oneframe.runtime.account import Account
 from oneframe.runtime.card import ModelCard
 from oneframe.runtime.detections import Detections, Tracks
 from oneframe.runtime.record import RunFolderError, RunRecord, complete_run, read_run, recover_run
-from oneframe.runtime.seams import Analysed, Missed
+from oneframe.runtime.seams import Analysed, Missed, Noted
 
 CARD = ModelCard("lodestar", "uint16", 1, ("y_px", "x_px", "score", "z_um"), 0.5, 12.0)
 SOURCE = SourceInfo("sim:beads?seed=1", live=True)
@@ -70,7 +70,7 @@ def test_run_json_is_there_before_the_first_frame(tmp_path):
     with closing(record(run_folder)):
         run = read_run(run_folder)
     assert ModelCard.from_json(json.dumps(run["card"])) == CARD
-    assert run["source"] == {"url": SOURCE.url, "live": True, "n_frames": None, "pixel_size_um": None}
+    assert run["source"] == {"url": SOURCE.url, "live": True, "n_frames": None, "pixel_size_um": None, "buffered": False}
     assert run["settings"] == {"threshold": 0.4}
     assert {"oneframe", "python", "numpy", "onnxruntime"} == run["versions"].keys()
     assert datetime.fromisoformat(run["started"]).utcoffset().total_seconds() == 0
@@ -213,13 +213,24 @@ def test_frames_missed_in_a_row_get_a_row_each(tmp_path):
 def test_lost_frames_are_an_event_and_no_rows(tmp_path):
     with closing(record(tmp_path)) as run:
         run.skip(missed("lost", 10, 4, "gap in the numbers"))
-        run.event("reconnected", "after 2 s")
+        run.note(Noted(14, T0_S + 1, "the camera was started again"))
         assert rows(tmp_path, "SELECT COUNT(*) FROM frames") == [(0,)]
         assert rows(tmp_path, "SELECT kind, text, n_frames, frame FROM events") == [
             ("lost", "gap in the numbers", 4, 10),
-            ("reconnected", "after 2 s", None, None),
+            ("note", "the camera was started again", None, 14),
         ]
         assert run.counts() == Account(0, 0, 0, 0, 4, reasons={"gap in the numbers": 4})
+
+
+def test_a_loss_of_unknown_size_is_told_as_one_also_after_a_recovery(tmp_path):
+    at_least = Missed("lost", None, 7, T0_S, "the buffer overflowed", at_least=True)
+    with closing(record(tmp_path)) as run:
+        run.write(analysed(0))
+        run.skip(at_least)
+        run.write(analysed(1))
+        account = run.counts()
+    assert (account.lost_before, account.gaps_of_unknown_length) == (7, 1)
+    assert recover_run(tmp_path) == account
 
 
 def test_metadata_is_written_when_it_changes_and_then_the_change_only(tmp_path):
