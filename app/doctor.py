@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,9 +53,11 @@ def examine() -> Iterator[Finding]:
     yield _extra("train", ("torch", "onnx", "onnxscript"), "training and exporting models")
     yield _extra("view", ("pyqtgraph", "PySide6-Essentials"), "the live view")
     yield _extra("mm", ("pycromanager", "pymmcore", "mm-test-adapters"), "Micro-Manager cameras and demo:")
+    yield _extra("files", ("zarr", "imagecodecs"), "OME-Zarr and compressed TIFF recordings")
     yield from _qt()
     yield from _micro_manager()
     yield _one_cv2()
+    yield _video()
     yield _loopback()
     yield _disk()
 
@@ -134,6 +137,7 @@ def _micro_manager() -> Iterator[Finding]:
         trouble = check_device_interface()
         if trouble is None:
             yield Finding("device interface", "ok", "pymmcore and the device adapters match")
+            yield _camera()
         else:
             yield Finding("device interface", "fail", trouble)
     with socket.socket() as probe:
@@ -146,6 +150,29 @@ def _micro_manager() -> Iterator[Finding]:
         yield Finding(
             "Micro-Manager", "missing", detail, "in Micro-Manager tick Tools > Options > Run server on port 4827"
         )
+
+
+def _camera() -> Finding:
+    """Take one frame of Micro-Manager's DemoCamera, the way `live` and `log` take theirs."""
+    from oneframe.acquisition import SourceError, open_source, snap
+
+    start_s = time.perf_counter()
+    try:
+        with closing(open_source("demo:?width=64&height=64")) as source:
+            frame = snap(source, timeout_s=20.0)
+    except SourceError as exc:
+        return Finding("DemoCamera", "fail", str(exc), "pip install --force-reinstall 'oneframe[mm]'")
+    seconds = time.perf_counter() - start_s
+    return Finding("DemoCamera", "ok", f"a frame of {frame.width} x {frame.height} px came after {seconds:.1f} s")
+
+
+def _video() -> Finding:
+    import cv2
+
+    reads = "FFMPEG" in (cv2.videoio_registry.getBackendName(each) for each in cv2.videoio_registry.getBackends())
+    if reads:
+        return Finding("videos", "ok", "MP4 and AVI through OpenCV's FFmpeg")
+    return Finding("videos", "missing", "this OpenCV has no FFmpeg", "pip install opencv-python-headless")
 
 
 def _one_cv2() -> Finding:
