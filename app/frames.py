@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import platform
 import signal
 import threading
 from contextlib import closing
@@ -35,17 +36,39 @@ def snap(arguments: argparse.Namespace, console: Console) -> None:
 
 def serve(arguments: argparse.Namespace, console: Console) -> None:
     """Publish the frames of a source until it ends or the user stops it."""
+    from oneframe.acquisition.keys import ALLOWED, SERVER_SECRET
     from oneframe.acquisition.zeromq import Publisher
     from oneframe.acquisition.zeromq import serve as serve_source
 
     stop = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with closing(open_source(arguments.source)) as source, closing(Publisher(arguments.bind)) as publisher:
+
+    def ask_to_stop(number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(number, signal.default_int_handler)  # the second time at once, whoever still reads
+
+    signal.signal(signal.SIGINT, ask_to_stop)
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    folder = None if arguments.keys is None else Path(arguments.keys)
+    with (
+        closing(open_source(arguments.source)) as source,
+        closing(
+            Publisher(
+                arguments.bind,
+                server_keys=None if folder is None else folder / SERVER_SECRET,
+                allowed_clients=None if folder is None else folder / ALLOWED,
+                latest_port=arguments.latest_port,
+            )
+        ) as publisher,
+    ):
+        address = f"zmq+{publisher.address}".replace("//0.0.0.0:", f"//{platform.node()}:")
+        reach = "on this computer only" if folder is None else "encrypted"
         console.say(
-            f"serving {arguments.source} at zmq+{publisher.address} (Ctrl-C stops)",
+            f"serving {arguments.source} at {address}, {reach}; newest frame on request (?latest=1) from port "
+            f"{publisher.latest_port} (Ctrl-C stops)",
             event="serving",
-            address=f"zmq+{publisher.address}",
+            address=address,
+            latest_port=publisher.latest_port,
+            encrypted=folder is not None,
         )
         if arguments.wait:
             console.say("waiting for the first subscriber")
@@ -61,15 +84,23 @@ def serve(arguments: argparse.Namespace, console: Console) -> None:
             )
 
         account = serve_source(
-            source, publisher, stop=stop, n_frames=arguments.frames, seconds=arguments.seconds, on_frame=on_frame
+            source,
+            publisher,
+            stop=stop,
+            n_frames=arguments.frames,
+            seconds=arguments.seconds,
+            on_frame=on_frame,
+            linger_s=arguments.linger_s,
         )
+    slow = f"; a subscriber was too slow {account.stalls} times and lost frames" if account.stalls else ""
     console.say(
-        f"{account.sent} frames sent, {account.lost} lost before they came here, {account.bad} unusable: "
+        f"{account.sent} frames sent, {account.lost} lost before they came here, {account.bad} unusable{slow}: "
         f"{account.reason}",
         event="done",
         sent=account.sent,
         lost=account.lost,
         bad=account.bad,
+        stalls=account.stalls,
         total=account.total,
         reason=account.reason,
     )

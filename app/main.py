@@ -25,6 +25,7 @@ _COMMANDS = {
     "log": ("oneframe.app.track", "log"),
     "recover": ("oneframe.app.track", "recover"),
     "serve": ("oneframe.app.frames", "serve"),
+    "keys": ("oneframe.app.keys", "keys"),
 }
 
 # top-level module -> extra of the package that brings it
@@ -41,9 +42,9 @@ _EXTRAS = {
 
 _SOURCE_HELP = (
     "where frames come from: sim:beads[?seed=..&frames=..&fps=..] (simulated microscope), demo: (Micro-Manager's "
-    "DemoCamera), mm:CONFIG.cfg (own MMCore), micromanager: (a running Micro-Manager), zmq+tcp://HOST:PORT (another "
-    "process's serve), or the path of a recording (TIFF, NPY, AVI, MP4, OME-Zarr, NDTiff, a folder of images; ?fps= "
-    "replays in real time)"
+    "DemoCamera), mm:CONFIG.cfg (own MMCore), micromanager: (a running Micro-Manager), zmq+tcp://HOST:PORT[?latest=1] "
+    "(another process's serve; with ?server_key=FILE&client_key=FILE from another computer), or the path of a "
+    "recording (TIFF, NPY, AVI, MP4, OME-Zarr, NDTiff, a folder of images; ?fps= replays in real time)"
 )
 
 
@@ -137,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         sub.add_argument("--max-gap-frames", type=int, default=3, help="frames a track may miss (default: %(default)s)")
         sub.add_argument("--threads", type=_count, help="CPU threads for the model")
+        _add_outputs(sub)
     live.add_argument("--screenshot", metavar="FILE.png", help="save the window after 60 pictures and close it")
     for sub in (detect, live, log):
         sub.add_argument("--threshold", type=float, metavar="T", help="lowest score to report, 0 to 1")
@@ -147,10 +149,63 @@ def parser() -> argparse.ArgumentParser:
     serve = command("serve", "publish frames over ZeroMQ")
     serve.add_argument("source", metavar="SOURCE", help=_SOURCE_HELP)
     serve.add_argument("--bind", default="tcp://127.0.0.1:5555", help="(default: %(default)s; port 0 picks a free one)")
+    serve.add_argument(
+        "--keys", metavar="FOLDER",
+        help="encrypt, and let in only the clients that oneframe keys made these for; needed beyond this computer",
+    )  # fmt: skip
+    serve.add_argument(
+        "--latest-port", type=int, metavar="PORT", help="where ?latest=1 asks for the newest frame (default: the next)"
+    )
+    serve.add_argument(
+        "--linger-s", type=float, default=60.0, metavar="S",
+        help="at the end wait so long for subscribers that stand still (default: %(default)s)",
+    )  # fmt: skip
     serve.add_argument("--wait", action="store_true", help="start with the first subscriber, so that it misses nothing")
     serve.add_argument("--frames", type=_count, metavar="N")
     serve.add_argument("--seconds", type=_positive, metavar="S")
+
+    keys = command("keys", "make the keys of an encrypted frame stream")
+    keys.add_argument("-o", "--output", metavar="FOLDER", required=True, help="new, or made by this command before")
+    keys.add_argument(
+        "--clients", nargs="+", default=["client"], metavar="NAME", help="who may subscribe (default: one, client)"
+    )
     return top
+
+
+def _add_outputs(sub: argparse.ArgumentParser) -> None:
+    """Add what `oneframe.app.outputs` reads."""
+    group = sub.add_argument_group("closed loop", "what happens with each result besides")
+    group.add_argument(
+        "--publish",
+        metavar="BIND",
+        help="publish detections over ZeroMQ at tcp://127.0.0.1:PORT, one JSON line a frame",
+    )
+    group.add_argument(
+        "--call", action="append", default=[], metavar="MODULE:FUNCTION",
+        help="call a Python function with each analysed frame (module:function or file.py:function); may be repeated",
+    )  # fmt: skip
+    group.add_argument(
+        "--follow", nargs="?", const=-1, type=int, metavar="TRACK",
+        help="move the stage so that a track stays centred (without a number: the one nearest to the centre)",
+    )  # fmt: skip
+    for name, text in (
+        ("gain", "share of the offset that one move corrects (default: 0.8)"),
+        ("dead-band-px", "moves shorter than this are not made (default: 0.2)"),
+        ("travel-um", "farthest the stage may go along each axis from its start (default: 100)"),
+    ):
+        group.add_argument(f"--follow-{name}", type=float, metavar="N", help=text)
+    group.add_argument(
+        "--follow-um-per-px", nargs=4, type=float, metavar=("YY", "YX", "XY", "XX"),
+        help="matrix from an offset in the image (y, x) to the stage move (y, x), for a camera that is turned or "
+        "mirrored (default: the pixel size)",
+    )  # fmt: skip
+    group.add_argument(
+        "--stop-when", action="append", default=[], metavar="CONDITION",
+        help="end the run when this holds, such as 'objects < 1' or 'track_length >= 500'; may be repeated",
+    )  # fmt: skip
+    group.add_argument(
+        "--stop-after", type=_count, default=1, metavar="N", help="frames in a row for which it must hold (default: 1)"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 from oneframe.acquisition import BadFrameError, EndOfStream, Frame, FrameSource, open_source
 from oneframe.app.console import CommandError, Console
 from oneframe.app.frames import new_file
+from oneframe.app.outputs import outputs_of
 from oneframe.runtime import Detections, OnnxModel, load_model
 from oneframe.runtime.account import Account, Status, StatusBoard
 from oneframe.runtime.display import DisplaySink, start_viewer
@@ -209,6 +210,13 @@ def run_pipeline(
     max_distance_px = arguments.max_distance_px or model.card.object_diameter_px
     linking = LinkSettings(max_distance_px=max_distance_px, max_gap_frames=arguments.max_gap_frames)
     source = open_source(arguments.source, every=arguments.mode == "every")
+    stop = _Stop()
+    pixel_size_um = source.info.pixel_size_um or model.card.pixel_size_um
+    try:
+        outputs = outputs_of(arguments, source, stop, pixel_size_um, console)
+    except BaseException:
+        source.close()
+        raise
     folder = None if arguments.output is None else Path(arguments.output)
     if folder is not None:
         settings = {
@@ -223,10 +231,11 @@ def run_pipeline(
             folder, card=model.card, source=source.info, settings=settings, save_frames=arguments.save_frames
         )
         sinks = {"record": record, **sinks}
-    sinks = {"console": _ConsoleSink(console, board), **sinks}
+    sinks = {"console": _ConsoleSink(console, board), **sinks, **outputs}
     pipeline = Pipeline(
         source, model, FrameLinker(linking), sinks, mode=arguments.mode, essential=frozenset({"record"})
     )
+    stop.pipeline = pipeline
     board.follow(pipeline.status)
     on_start(pipeline)
     previous = {number: signal.signal(number, lambda *_: pipeline.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -236,8 +245,37 @@ def run_pipeline(
         for number, handler in previous.items():
             signal.signal(number, handler)
     if folder is not None:
-        complete_run(folder, ended.account, ended.reason, published=ended.published, sink_drops=ended.sink_drops)
+        complete_run(
+            folder,
+            ended.account,
+            ended.reason,
+            published=ended.published,
+            sink_drops=ended.sink_drops,
+            outputs={name: output.report() for name, output in outputs.items()},
+        )
+    for name, output in outputs.items():
+        console.say(_output_line(name, output.report()), event="output", name=name, report=output.report())
     return ended
+
+
+class _Stop:
+    """Ends the run that outputs were made for before there was a pipeline."""
+
+    pipeline: Pipeline | None = None
+
+    def __call__(self, reason: str) -> None:
+        if self.pipeline is not None:
+            self.pipeline.stop(reason)
+
+
+def _output_line(name: str, report: dict[str, Any]) -> str:
+    """Return how an output did as one line."""
+    text = f"{name}: {report['n']} of {report['frames']} frames"
+    if report["latency_p50_ms"] is not None:
+        text += f", latency p50 {report['latency_p50_ms']:.0f} / p99 {report['latency_p99_ms']:.0f} ms"
+    for what in ("failed", "dropped"):
+        text += "".join(f", {n} {what} ({reason})" for reason, n in report[what].items())
+    return text
 
 
 class _ConsoleSink:

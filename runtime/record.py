@@ -166,7 +166,9 @@ class RunRecord:
     def note(self, noted: Noted) -> None:
         """Write down what happened to the run."""
         with self._lock, _transaction(self._db):
-            self._db.execute("INSERT INTO events VALUES (?, 'note', ?, NULL, ?)", (noted.time_s, noted.text, noted.index))
+            self._db.execute(
+                "INSERT INTO events VALUES (?, 'note', ?, NULL, ?)", (noted.time_s, noted.text, noted.index)
+            )
 
     def counts(self) -> Account:
         """Return the account of what was written so far."""
@@ -294,6 +296,7 @@ def complete_run(
     *,
     published: int | None = None,
     sink_drops: Mapping[str, Mapping[str, int]] | None = None,
+    outputs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Finish a run after its record was closed: write `detections.csv` and complete `run.json`.
 
@@ -309,6 +312,8 @@ def complete_run(
         Frames that the source made in all, read or not; None if it cannot know.
     sink_drops : mapping or None
         Results that a sink did not take, the record itself being one: name of the sink, reason, count.
+    outputs : mapping or None
+        How each output of a closed loop did, latencies included: its name and its report.
 
     Raises
     ------
@@ -321,6 +326,7 @@ def complete_run(
             "published": published,
             "ended": ended,
             "sink_drops": {name: dict(reasons) for name, reasons in (sink_drops or {}).items()},
+            "outputs": {name: dict(report) for name, report in (outputs or {}).items()},
             "finished": _iso(time.time()),
         }
         _complete(folder, run, db, account, ending)

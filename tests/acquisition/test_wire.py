@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import time
+import zlib
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,16 @@ from hypothesis.extra import numpy as npst
 
 from oneframe.acquisition import BadFrameError, Frame, SourceInfo
 from oneframe.acquisition.wire import (
+    LIFE_CYCLE,
     MAX_HEADER_BYTES,
     StreamEnd,
     StreamFrame,
     StreamStart,
     decode,
+    decode_request,
     encode_end,
     encode_frame,
+    encode_request,
     encode_start,
 )
 
@@ -35,7 +39,13 @@ def _message(**changes: Any) -> list[Any]:
     """The message of `FRAME` with some keys of the header changed; None takes a key out."""
     header, pixels = encode_frame(FRAME, "abc")
     values = {**json.loads(bytes(header)), **changes}
-    return [json.dumps({k: v for k, v in values.items() if v is not None}).encode(), pixels]
+    values.pop("crc")
+    return [_sealed({k: v for k, v in values.items() if v is not None}), pixels]
+
+
+def _sealed(header: dict[str, Any]) -> bytes:
+    text = json.dumps(header)[:-1].encode()
+    return text + f',"crc":"{zlib.crc32(text):08x}"}}'.encode()
 
 
 @given(
@@ -97,9 +107,9 @@ def test_decoded_pixels_are_a_read_only_view() -> None:
 
 
 def test_encoding_copies_nothing_if_the_pixels_are_contiguous() -> None:
-    assert np.shares_memory(np.frombuffer(encode_frame(FRAME, "")[1], np.uint8), FRAME.pixels)
+    assert np.shares_memory(np.frombuffer(encode_frame(FRAME, "s")[1], np.uint8), FRAME.pixels)
     every_second = Frame(FRAME.pixels[:, ::2], 0, 1.0)
-    message = decode(encode_frame(every_second, ""))
+    message = decode(encode_frame(every_second, "s"))
     assert isinstance(message, StreamFrame)
     np.testing.assert_array_equal(message.frame.pixels, every_second.pixels)
 
@@ -148,14 +158,23 @@ def test_byte_orders(name: str) -> None:
         ({"frame": -1}, "expected frame as a whole number"),
         ({"frame": 1.5}, "expected frame as a whole number"),
         ({"frame": 2**64}, "expected frame as a whole number"),
-        ({"t_ns": math.nan}, "expected t_ns"),
+        ({"t_ns": math.nan}, "expected finite numbers in the header, got nan"),
+        ({"t_ns": 1e18}, "expected t_ns"),
         ({"t_ns": 10**30}, "expected t_ns"),
         ({"pixel_um": 0}, "expected pixel_um above 0"),
-        ({"pixel_um": math.nan}, "expected pixel_um above 0"),
+        ({"pixel_um": math.inf}, "expected finite numbers"),
+        ({"md": {"gain": [1, -math.inf]}}, "expected finite numbers"),
+        ({"md": {"note": "\ud800"}}, "half a character"),
+        ({"md": {"\udfff": 1}}, "half a character"),
+        ({"md": json.loads("[" * 20 + "]" * 20)}, "nested 16 deep at most"),
         ({"series": 3}, "expected series as text"),
         ({"series": None}, "expected series as text"),
+        ({"series": ""}, "expected series as text of 1 to 64"),
+        ({"series": "x" * 65}, "expected series as text of 1 to 64"),
+        ({"n": -1}, "expected n as a whole number from 0 to 7"),
+        ({"n": 8}, "expected n as a whole number from 0 to 7"),
         ({"md": [1]}, "expected md as an object"),
-        ({"v": 2}, "has version 2, this oneframe reads 1; update oneframe"),
+        ({"v": 3}, "has version 3, this oneframe reads 2; update oneframe"),
     ],
 )
 def test_a_lying_header_is_refused(changes: dict[str, Any], reason: str) -> None:
@@ -214,10 +233,66 @@ def test_metadata_that_do_not_fit_are_left_out_and_the_frame_still_goes(metadata
 def test_a_series_begins_and_ends() -> None:
     info = SourceInfo("demo:", live=True, n_frames=None, pixel_size_um=0.1)
     assert decode(encode_start("s", info)) == StreamStart("s", info)
+    assert decode(encode_start("s", info, 5556)) == StreamStart("s", info, 5556)
     assert decode(encode_end("s", 300, "over")) == StreamEnd("s", 300, "over")
+    assert decode(encode_end("s", 300, "over", 290)) == StreamEnd("s", 300, "over", 290)
     with pytest.raises(BadFrameError, match="expected an empty second part"):
         decode([encode_end("s", 300, "over")[0], b"x"])
+    end = {"htype": "oneframe-end-1.0", "v": 2, "series": "s", "total": 1, "reason": ""}
     with pytest.raises(BadFrameError, match="expected total as a whole number"):
-        decode([b'{"htype":"oneframe-end-1.0","v":1,"series":"s","total":-1,"reason":""}', b""])
+        decode([_sealed({**end, "total": -1}), b""])
+    with pytest.raises(BadFrameError, match="expected sent as a whole number from 0 to 1"):
+        decode([_sealed({**end, "sent": 2}), b""])
+    start = {"htype": "oneframe-start-1.0", "v": 2, "series": "s", "live": True, "url": ""}
     with pytest.raises(BadFrameError, match="expected live as true or false"):
-        decode([b'{"htype":"oneframe-start-1.0","v":1,"series":"s","live":1,"url":""}', b""])
+        decode([_sealed({**start, "live": 1}), b""])
+    with pytest.raises(BadFrameError, match="expected latest_port as a whole number from 1 to 65535"):
+        decode([_sealed({**start, "latest_port": 65_536}), b""])
+
+
+def test_what_the_publisher_says_moves_no_cursor() -> None:
+    message = decode(encode_end("s", 0, "over\x1b[2J\nFAKE LINE"))
+    assert isinstance(message, StreamEnd)
+    assert message.reason == "over [2J FAKE LINE"
+
+
+def test_every_changed_byte_of_a_header_is_noticed() -> None:
+    header, pixels = encode_frame(FRAME, "abc", 3)
+    for position in range(len(header)):
+        for flip in (1, 4, 0x20, 0x80):
+            damaged = bytearray(header)
+            damaged[position] ^= flip
+            with pytest.raises(BadFrameError, match=r"checksum|JSON"):
+                decode([damaged, pixels])
+        with pytest.raises(BadFrameError, match=r"checksum|JSON"):
+            decode([bytes(header[:position]), pixels])
+
+
+def test_a_header_without_a_checksum_is_only_taken_from_strangers() -> None:
+    header = json.loads(bytes(encode_frame(FRAME, "abc")[0]))
+    del header["crc"]
+    with pytest.raises(BadFrameError, match="expected a checksum"):
+        decode([json.dumps(header).encode(), bytes(24)])
+    del header["v"]
+    message = decode([json.dumps(header).encode(), bytes(24)])
+    assert isinstance(message, StreamFrame)
+    assert message.series == ""
+    with pytest.raises(BadFrameError, match="expected a checksum"):
+        decode([b'{"htype":"oneframe-end-1.0","series":"abc","total":1,"reason":""}', b""])
+
+
+def test_a_life_cycle_subscription_brings_no_frames() -> None:
+    assert encode_start("s", SourceInfo("x", live=True))[0][: len(LIFE_CYCLE)] == LIFE_CYCLE
+    assert encode_end("s", 1, "over")[0][: len(LIFE_CYCLE)] == LIFE_CYCLE
+    assert encode_frame(FRAME, "s")[0][: len(LIFE_CYCLE)] != LIFE_CYCLE
+
+
+@given(number=st.integers(0, 2**62), series=st.text(min_size=1, max_size=16), after=st.integers(-1, 2**63 - 1))
+def test_a_request_survives_the_wire(number: int, series: str, after: int) -> None:
+    assert decode_request(encode_request(number, series, after)) == (str(number).encode(), series, after)
+
+
+@given(parts=st.lists(st.binary(max_size=80), max_size=5))
+def test_foreign_bytes_are_no_request_or_one_that_is_bounded(parts: list[bytes]) -> None:
+    request = decode_request(parts)
+    assert request is None or (len(parts) == 3 and -1 <= request[2] < 10**19)

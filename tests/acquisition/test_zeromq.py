@@ -146,7 +146,7 @@ def test_a_free_port_is_taken_and_told(port: str) -> None:
 
 @pytest.mark.parametrize("bind", ["tcp://0.0.0.0:5555", "tcp://*:5555", "tcp://192.168.1.4:5555", "tcp://lab-pc:5555"])
 def test_only_the_loopback_interface_is_bound(bind: str) -> None:
-    with pytest.raises(SourceError, match=r"remote streams need CurveZMQ, which is not built yet; bind tcp://127"):
+    with pytest.raises(SourceError, match=r"needs keys on both sides \(oneframe keys -o FOLDER\); .* bind tcp://127"):
         Publisher(bind)
 
 
@@ -164,12 +164,15 @@ def test_a_taken_port_is_refused() -> None:
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("zmq+tcp://10.0.0.7:5555", "remote streams need CurveZMQ.*SSH tunnel"),
+        ("zmq+tcp://10.0.0.7:5555", r"needs keys on both sides \(oneframe keys -o FOLDER\); without .* SSH tunnel"),
+        ("zmq+tcp://lab-pc:5555?latest=1", "needs keys on both sides"),
+        ("zmq+tcp://127.0.0.1:5555?latest=2", "latest must be a whole number from 0 to 1"),
+        ("zmq+tcp://127.0.0.1:5555?server_key=a", "expected server_key=FILE and client_key=FILE, got one of them"),
         ("zmq+tcp://127.0.0.1", "expected a host and a port"),
         ("zmq+tcp:127.0.0.1:5555", "expected a host and a port"),
         ("zmq+tcp://127.0.0.1:5555/x", "expected a host and a port"),
         ("zmq+tcp://127.0.0.1:5555?timeout_s=-1", "timeout_s must be a number"),
-        ("zmq+tcp://127.0.0.1:5555?conflate=1", "unknown option conflate; known are max_mb, queue, timeout_s"),
+        ("zmq+tcp://127.0.0.1:5555?conflate=1", "unknown option conflate; known are client_key, latest"),
     ],
 )
 def test_a_wrong_stream_url_is_refused(url: str, reason: str) -> None:

@@ -1,0 +1,121 @@
+"""Detections go to other programs over ZeroMQ, one line of JSON a frame: `PublishDetections`.
+
+    {"frame": 12, "time_s": 1.7e9, "latency_ms": 8.1, "pixel_size_um": 0.1, "n": 2,
+     "track_id": [0, 1], "y_px": [..], "x_px": [..], "score": [..], ..., "y_um": [..], "x_um": [..]}
+
+A subscriber needs no oneframe: `for line in iter(socket.recv, b""): json.loads(line)`. Numbers that are not finite are
+null. `y_um` and `x_um` are there where the pixel size is known.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import re
+from typing import Any
+
+import numpy as np
+import zmq
+
+from oneframe.runtime.seams import Analysed
+
+_LINGER_MS = 500
+
+
+class PublishDetections:
+    """The `Output` that publishes every frame's detections; it never waits for a subscriber.
+
+    A subscriber that is more than `high_water_mark` frames behind misses frames, which it sees by their numbers.
+
+    Parameters
+    ----------
+    bind : str
+        `tcp://127.0.0.1:PORT`; port 0 or * takes a free one, see `address`.
+    pixel_size_um : float or None
+        For sources that do not know it.
+    high_water_mark : int
+        Frames that wait for one slow subscriber at most.
+
+    Raises
+    ------
+    ValueError
+        If the address is malformed or not on the loopback interface.
+    OSError
+        If it cannot be bound.
+    """
+
+    def __init__(self, bind: str, *, pixel_size_um: float | None = None, high_water_mark: int = 1000) -> None:
+        self._pixel_size_um = pixel_size_um
+        address = _loopback(bind)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PUB)
+        self._socket.set(zmq.SNDHWM, high_water_mark)
+        self._socket.set(zmq.MAXMSGSIZE, 4096)  # of what subscribers send: their subscriptions
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as exc:
+            self._context.destroy(linger=0)
+            raise OSError(f"cannot bind {bind} ({exc.strerror}); is it in use? take another port") from exc
+        self.address: str = self._socket.get_string(zmq.LAST_ENDPOINT)
+        """Where subscribers connect to."""
+
+    def act(self, analysed: Analysed) -> None:
+        """Publish one frame."""
+        self._socket.send(line_of(analysed, pixel_size_um=self._pixel_size_um), zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Send what is on its way, for half a second at most, and free the port."""
+        self._context.destroy(linger=_LINGER_MS)
+
+
+def line_of(analysed: Analysed, *, pixel_size_um: float | None = None) -> bytes:
+    """Return one frame's detections as a line of JSON, UTF-8 with the newline.
+
+    Parameters
+    ----------
+    analysed : Analysed
+    pixel_size_um : float or None
+        Used where the frame has none.
+    """
+    frame, tracks = analysed.frame, analysed.tracks
+    columns = tracks.detections.columns()
+    size_um = pixel_size_um if frame.pixel_size_um is None else frame.pixel_size_um
+    message: dict[str, Any] = {
+        "frame": frame.index,
+        "time_s": frame.time_s,
+        "latency_ms": round(analysed.age_s * 1e3, 3) if math.isfinite(analysed.age_s) else None,
+        "pixel_size_um": size_um,
+        "n": len(tracks),
+        "track_id": tracks.track_id.tolist(),
+        **{name: _numbers(column) for name, column in columns.items()},
+    }
+    if size_um is not None:
+        for axis in ("y", "x"):
+            message[f"{axis}_um"] = _numbers(columns[f"{axis}_px"].astype(np.float64) * size_um)
+    return json.dumps(message, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _numbers(column: np.ndarray[Any, Any]) -> list[float | None]:
+    values: list[float | None] = column.tolist()
+    if np.isfinite(column).all():
+        return values
+    return [value if ok else None for value, ok in zip(values, np.isfinite(column), strict=True)]
+
+
+def _loopback(bind: str) -> str:
+    """Return the address for ZeroMQ if it is on the loopback interface."""
+    match = re.fullmatch(r"tcp://([^/]+):(\d+|\*)", bind)
+    if match is None:
+        raise ValueError(f"expected tcp://127.0.0.1:PORT to publish at, got {bind!r}")
+    host = "127.0.0.1" if match[1] == "localhost" else match[1]
+    try:
+        local = ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise ValueError(
+            f"expected an address of this machine such as tcp://127.0.0.1:5556, got {bind!r}: detections are sent "
+            "unencrypted; bring them to another machine with an SSH tunnel"
+        )
+    return f"tcp://{host}:{match[2]}"

@@ -1,0 +1,84 @@
+"""Any ZeroMQ subscriber reads the detections, one line of JSON a frame."""
+
+import json
+
+import numpy as np
+import pytest
+import zmq
+
+from oneframe.acquisition import Frame
+from oneframe.runtime import Detections, Tracks
+from oneframe.runtime.output import OutputSink
+from oneframe.runtime.publish import PublishDetections, line_of
+from oneframe.runtime.seams import Analysed
+
+IMAGE = np.arange(64, dtype=np.uint16).reshape(8, 8)
+
+
+def result(index: int, y_px: list[float], *, pixel_size_um: float | None = None, age_s: float = 0.01) -> Analysed:
+    y = np.array(y_px, np.float32)
+    detections = Detections(y, y + np.float32(0.1), np.full(len(y), 0.9, np.float32), photons=y * 100)
+    tracks = Tracks(detections, np.arange(len(y), dtype=np.int64) + 5)
+    return Analysed(Frame(IMAGE, index, 1.7e9, pixel_size_um), tracks, age_s, 0.0)
+
+
+def test_a_line_carries_every_column_exactly():
+    line = line_of(result(3, [1.25, 7.3], pixel_size_um=0.5))
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    told = json.loads(line)
+    assert told | {"frame": 3, "time_s": 1.7e9, "latency_ms": 10.0, "n": 2, "pixel_size_um": 0.5} == told
+    assert told["track_id"] == [5, 6]
+    for name, column in result(3, [1.25, 7.3]).tracks.detections.columns().items():
+        np.testing.assert_array_equal(np.array(told[name], np.float32), column)
+    np.testing.assert_allclose(told["y_um"], np.array(told["y_px"]) * 0.5)
+
+
+def test_what_is_not_known_or_not_finite_is_left_out_or_null():
+    told = json.loads(line_of(result(0, [1.0, float("nan")], age_s=float("nan"))))
+    assert told["y_px"] == [1.0, None]
+    assert told["latency_ms"] is None
+    assert told["pixel_size_um"] is None
+    assert "y_um" not in told
+    assert json.loads(line_of(result(0, []), pixel_size_um=0.2))["y_um"] == []
+
+
+def test_a_plain_subscriber_gets_every_frame():
+    publisher = PublishDetections("tcp://127.0.0.1:*")
+    sink = OutputSink("publish", publisher, queue_frames=1000)
+    context = zmq.Context()
+    try:
+        socket = context.socket(zmq.SUB)
+        socket.set(zmq.RCVTIMEO, 5000)
+        socket.subscribe(b"")
+        socket.connect(publisher.address)
+        index = 0
+        while not socket.poll(5):  # PUB does not tell when a subscriber has arrived
+            sink.write(result(index, [1.0]))
+            index += 1
+            assert index < 1000
+        first = json.loads(socket.recv())["frame"]
+        for later in range(index, index + 200):
+            sink.write(result(later, [1.0, 2.0]))
+        sink.close()
+        got = [json.loads(socket.recv())["frame"] for _ in range(first + 1, index + 200)]
+        assert got == list(range(first + 1, index + 200))
+    finally:
+        context.destroy(linger=0)
+    report = sink.report()
+    assert report["n"] == report["frames"] == index + 200
+
+
+@pytest.mark.parametrize("bind", ["tcp://0.0.0.0:5556", "tcp://*:5556", "tcp://192.168.1.2:5556", "tcp://host:5556"])
+def test_only_this_machine_may_listen(bind):
+    with pytest.raises(ValueError, match="expected an address of this machine"):
+        PublishDetections(bind)
+
+
+def test_a_wrong_or_taken_address_is_explained():
+    with pytest.raises(ValueError, match=r"expected tcp://127.0.0.1:PORT"):
+        PublishDetections("127.0.0.1:5556")
+    first = PublishDetections("tcp://localhost:0")
+    with pytest.raises(OSError, match="take another port"):
+        PublishDetections(first.address)
+    first.close()
