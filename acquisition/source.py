@@ -184,7 +184,7 @@ _OPENERS: dict[str, tuple[str, str, str | None]] = {
     "sim": ("oneframe.acquisition.simulated", "open_simulated", None),
     "demo": ("oneframe.acquisition.micromanager", "open_demo", "mm"),
     "mm": ("oneframe.acquisition.micromanager", "open_configured", "mm"),
-    "zmq+tcp": ("oneframe.acquisition.zeromq", "open_stream", None),
+    "zmq+tcp": ("oneframe.acquisition.subscriber", "open_stream", None),
     "micromanager": ("oneframe.acquisition.bridge", "open_bridge", "mm"),
     "file": ("oneframe.acquisition.recording", "open_recording", None),
 }

@@ -37,8 +37,8 @@ def snap(arguments: argparse.Namespace, console: Console) -> None:
 def serve(arguments: argparse.Namespace, console: Console) -> None:
     """Publish the frames of a source until it ends or the user stops it."""
     from oneframe.acquisition.keys import ALLOWED, SERVER_SECRET
-    from oneframe.acquisition.zeromq import Publisher
-    from oneframe.acquisition.zeromq import serve as serve_source
+    from oneframe.acquisition.publisher import Publisher
+    from oneframe.acquisition.publisher import serve as serve_source
 
     stop = threading.Event()
 
@@ -50,7 +50,7 @@ def serve(arguments: argparse.Namespace, console: Console) -> None:
     signal.signal(signal.SIGTERM, ask_to_stop)
     folder = None if arguments.keys is None else Path(arguments.keys)
     with (
-        closing(open_source(arguments.source)) as source,
+        closing(open_source(arguments.source, every=arguments.mode == "every")) as source,
         closing(
             Publisher(
                 arguments.bind,

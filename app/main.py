@@ -160,6 +160,10 @@ def parser() -> argparse.ArgumentParser:
         "--linger-s", type=float, default=60.0, metavar="S",
         help="at the end wait so long for subscribers that stand still (default: %(default)s)",
     )  # fmt: skip
+    serve.add_argument(
+        "--mode", choices=["latest", "every"], default="every",
+        help="of a camera. every: frames wait in its buffer; latest: the newest wins (default: %(default)s)",
+    )  # fmt: skip
     serve.add_argument("--wait", action="store_true", help="start with the first subscriber, so that it misses nothing")
     serve.add_argument("--frames", type=_count, metavar="N")
     serve.add_argument("--seconds", type=_positive, metavar="S")

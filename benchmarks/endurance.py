@@ -96,7 +96,7 @@ def main() -> None:
             stdout=logged, env=environment, text=True,
         )  # fmt: skip
         live = subprocess.Popen(
-            [*command, "live", chosen.model, "--source", address, "--threads", "1", "--json"],
+            [*command, "live", chosen.model, "--source", address, "--threads", "1", "--json", "--seconds", "1e6"],
             stdout=shown, env=environment, text=True,
         )  # fmt: skip
         begin_s = time.monotonic()

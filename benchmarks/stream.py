@@ -24,7 +24,7 @@ import numpy as np
 
 from oneframe.acquisition import EndOfStream, Frame, SourceInfo, open_source
 from oneframe.acquisition.keys import CLIENT_SECRET, SERVER_PUBLIC, KeyFolder, create_keys
-from oneframe.acquisition.zeromq import Publisher
+from oneframe.acquisition.publisher import Publisher
 
 CASES = ((512, 100.0), (2048, 20.0))
 """Edge of a frame in pixels; camera rate for the latency, frames per second."""

@@ -9,7 +9,7 @@ from zmq.auth import load_certificate
 
 from oneframe.acquisition import SourceError, open_source
 from oneframe.acquisition.keys import CLIENT_SECRET, SERVER_PUBLIC, create_keys, read_client_keys
-from oneframe.acquisition.zeromq import Publisher
+from oneframe.acquisition.publisher import Publisher
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no modes")
 

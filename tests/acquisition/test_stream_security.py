@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from oneframe.acquisition import BadFrameError, EndOfStream, Frame, SourceError, SourceInfo, open_source
 from oneframe.acquisition.keys import CLIENT_SECRET, SERVER_PUBLIC, KeyFolder, create_keys
+from oneframe.acquisition.publisher import Publisher, serve
+from oneframe.acquisition.subscriber import StreamAccount, StreamSource
 from oneframe.acquisition.wire import decode, encode_end, encode_frame, encode_start
-from oneframe.acquisition.zeromq import Publisher, StreamAccount, StreamSource, serve
 
 WAIT_S = 20.0
 LIVE = SourceInfo("test:", live=True, pixel_size_um=0.1)

@@ -84,7 +84,7 @@ def test_serve_with_keys_reaches_the_client_they_were_made_for(
     reader = threading.Thread(target=read)
     arguments = argparse.Namespace(
         source="sim:beads?width=64&height=64&n=2&fps=50&frames=20", bind="tcp://0.0.0.0:0", wait=True, frames=None,
-        seconds=None, keys=str(tmp_path / "keys"), latest_port=None, linger_s=WAIT_S,
+        seconds=None, keys=str(tmp_path / "keys"), latest_port=None, linger_s=WAIT_S, mode="every",
     )  # fmt: skip
     serve(arguments, Watched(as_json=True))
     reader.join(WAIT_S)
@@ -99,7 +99,7 @@ def test_serve_with_keys_reaches_the_client_they_were_made_for(
 def test_serve_without_keys_stays_on_this_computer() -> None:
     arguments = argparse.Namespace(
         source="sim:beads", bind="tcp://0.0.0.0:0", wait=False, frames=1, seconds=None, keys=None, latest_port=None,
-        linger_s=1.0,
+        linger_s=1.0, mode="every",
     )  # fmt: skip
     with pytest.raises(SourceError, match=r"needs keys on both sides \(oneframe keys -o FOLDER\)"):
         serve(arguments, Console(as_json=True))

@@ -14,8 +14,9 @@ import pytest
 import zmq
 
 from oneframe.acquisition import BadFrameError, EndOfStream, Frame, SourceError, SourceInfo, frames, open_source
+from oneframe.acquisition.publisher import Publisher, ServeAccount, serve
+from oneframe.acquisition.subscriber import StreamAccount
 from oneframe.acquisition.wire import encode_end, encode_frame, encode_start
-from oneframe.acquisition.zeromq import Publisher, ServeAccount, serve
 
 WAIT_S = 20.0
 LIVE = SourceInfo("test:", live=True, pixel_size_um=0.1)
@@ -277,10 +278,30 @@ def test_a_new_series_ends_the_stream() -> None:
         publisher.start(LIVE)
         publisher.send(_frame(3))
         assert stream.read(WAIT_S).index == 3
-        publisher.start(LIVE)
+        publisher.start(RECORDED)
         publisher.send(_frame(0))
         with pytest.raises(EndOfStream, match=r"the publisher restarted \(a new series began\)"):
             stream.read(WAIT_S)
+
+
+def test_the_numbers_go_on_when_the_publisher_of_a_camera_is_started_again() -> None:
+    with _publisher() as publisher, _stream(publisher) as stream:
+        publisher.start(LIVE)
+        publisher.send(_frame(3))
+        assert stream.read(WAIT_S).index == 3
+        publisher.start(LIVE)
+        publisher.send(_frame(0))
+        publisher.send(_frame(1))
+        first, second = stream.read(WAIT_S), stream.read(WAIT_S)
+        assert (first.index, second.index) == (4, 5)
+        assert first.metadata["note"].startswith("the publisher was started again after frame 3;")
+        assert first.metadata["lost_at_least"] == 0
+        assert "note" not in second.metadata
+        publisher.end("over", 2, linger_s=0.2)
+        with pytest.raises(EndOfStream, match="over") as end:
+            stream.read(WAIT_S)
+        assert end.value.n_frames == 6
+        assert stream.account == StreamAccount(received=2, refused=0, before=0, missed=0, sent=2)
 
 
 def test_silence_is_an_error_that_names_the_address() -> None:
@@ -374,7 +395,7 @@ def test_no_socket_ever_conflates_and_every_queue_is_bounded() -> None:
         assert stream._socket.get(zmq.RCVHWM) == 3
         assert not stream._socket.get(zmq.CONFLATE)
         assert stream._socket.get(zmq.MAXMSGSIZE) == 512 * 2**20
-    for name in ("zeromq.py", "wire.py"):
+    for name in ("publisher.py", "subscriber.py", "wire.py"):
         text = (Path(sys.modules[Publisher.__module__].__file__ or "").parent / name).read_text("utf-8")
         assert "import pickle" not in text
         assert "pyobj" not in text
