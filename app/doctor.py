@@ -59,6 +59,7 @@ def examine() -> Iterator[Finding]:
     yield _one_cv2()
     yield _video()
     yield _loopback()
+    yield _encrypted()
     yield _disk()
 
 
@@ -199,6 +200,35 @@ def _loopback() -> Finding:
     if not arrived:
         return Finding("ZeroMQ", "fail", "a message over loopback did not arrive", "allow Python in the firewall")
     return Finding("ZeroMQ", "ok", f"loopback works, libzmq {zmq.zmq_version()}, CurveZMQ {zmq.has('curve')}")
+
+
+def _encrypted() -> Finding:
+    """Send one frame through an encrypted stream with keys of its own."""
+    import numpy as np
+
+    from oneframe.acquisition import Frame, SourceError, SourceInfo, open_source
+    from oneframe.acquisition.keys import ALLOWED, CLIENT_SECRET, SERVER_PUBLIC, SERVER_SECRET, create_keys
+    from oneframe.acquisition.publisher import Publisher
+
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "keys"
+            client = create_keys(folder, ["doctor"]).clients[0]
+            with closing(
+                Publisher("tcp://127.0.0.1:0", server_keys=folder / SERVER_SECRET, allowed_clients=folder / ALLOWED)
+            ) as publisher:
+                keys = f"server_key={client / SERVER_PUBLIC}&client_key={client / CLIENT_SECRET}"
+                with closing(open_source(f"zmq+{publisher.address}?{keys}&timeout_s=5")) as source:
+                    source.read(0.0)
+                    publisher.wait_for_subscriber(5.0)
+                    publisher.start(SourceInfo("doctor", live=True))
+                    publisher.send(Frame(np.ones((8, 8), np.uint16), 0, time.time()))
+                    arrived = source.read(5.0) is not None
+    except (SourceError, OSError) as exc:
+        return Finding("encrypted stream", "fail", str(exc), "pip install --force-reinstall pyzmq")
+    if not arrived:
+        return Finding("encrypted stream", "fail", "no frame came through", "pip install --force-reinstall pyzmq")
+    return Finding("encrypted stream", "ok", "a frame came through CurveZMQ")
 
 
 def _disk() -> Finding:
