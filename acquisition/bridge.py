@@ -32,7 +32,6 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -40,6 +39,7 @@ from numpy.typing import NDArray
 
 from oneframe.acquisition.frame import Frame
 from oneframe.acquisition.source import BadFrameError, EndOfStream, SourceError, SourceInfo, SourceURL
+from oneframe.acquisition.tags import taken_s
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,6 @@ _LONGEST_MOVE_S = 60.0
 _RATE_S = 3.0
 _BLINK_S = 0.25
 """A full buffer is emptied by the core itself; what is missing then shows in the numbers."""
-_LONGEST_WAIT_S = 1800.0
-"""A time tag that is further away is another clock (time zone, summer time) than that of this process."""
 _GREY: dict[str, np.dtype[Any]] = {
     "GRAY8": np.dtype(np.uint8),
     "GRAY16": np.dtype(np.uint16),
@@ -437,7 +435,7 @@ class BridgeSource:
         return Frame(
             pixels,
             index,
-            _taken_s(tags, header["seen_s"]),
+            taken_s(tags, header["seen_s"]),
             _positive(tags.get("PixelSizeUm")) or self._info.pixel_size_um,
             {**camera, **self._rate(now_s), "bridge_ms": round(1e3 * header["took_s"], 3), **self._news()},
         )
@@ -555,15 +553,6 @@ def _camera(tags: Mapping[str, Any], exposure_ms: float) -> dict[str, Any]:
     if "ElapsedTime-ms" in tags:
         found["elapsed_ms"] = _real(tags["ElapsedTime-ms"])
     return found
-
-
-def _taken_s(tags: Mapping[str, Any], seen_s: float) -> float:
-    """When the core received the image, as local time in its tag; when it was seen, if the tag is missing or absurd."""
-    try:
-        received_s = datetime.fromisoformat(str(tags["TimeReceivedByCore"])).timestamp()
-    except (KeyError, ValueError, OSError, OverflowError):
-        return seen_s
-    return min(received_s, seen_s) if abs(seen_s - received_s) < _LONGEST_WAIT_S else seen_s
 
 
 def _whole(value: Any) -> int | None:

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,9 @@ from numpy.typing import NDArray
 
 from oneframe.acquisition.camera_wire import CameraSetup
 from oneframe.acquisition.source import SourceError
+from oneframe.acquisition.tags import taken_s
 
 GREY = ("GRAY8", "GRAY16", "GRAY32")
-_LONGEST_WAIT_S = 1800.0
-"""An image that seems to have waited longer in the core has another clock (summer time) than this process."""
 _ENDLESS = 2**31 - 1  # the largest C long on Windows
 _NOTED = ("exposure_ms", "bit_depth", "binning", "roi_xywh_px", "pixel_type")
 
@@ -154,7 +152,7 @@ class Camera:
 
     def image(self, pixels: NDArray[Any], tags: Mapping[str, str]) -> Image:
         """Give an image its index and note what changed before it."""
-        time_s = _taken_s(tags)
+        time_s = taken_s(tags, time.time())
         number = int(tags.get("ImageNumber", 0))
         index, lost = self._counter.index(number, float(tags.get("ElapsedTime-ms", 0.0)), time_s)
         if lost:
@@ -200,16 +198,6 @@ def _metadata(tags: Mapping[str, str]) -> dict[str, Any]:
     if None not in roi:
         found["roi_xywh_px"] = [int(value) for value in roi if value is not None]
     return found
-
-
-def _taken_s(tags: Mapping[str, str]) -> float:
-    """When the core received the image, as local time in its tag; now, if the tag is missing or absurd."""
-    now_s = time.time()
-    try:
-        received_s = datetime.fromisoformat(tags["TimeReceivedByCore"]).timestamp()
-    except (KeyError, ValueError):
-        return now_s
-    return min(received_s, now_s) if abs(now_s - received_s) < _LONGEST_WAIT_S else now_s
 
 
 @contextmanager

@@ -185,6 +185,9 @@ def _add_outputs(sub: argparse.ArgumentParser) -> None:
         help="publish detections over ZeroMQ at tcp://127.0.0.1:PORT, one JSON line a frame",
     )
     group.add_argument(
+        "--publish-keys", metavar="FOLDER", help="encrypt them, as serve --keys does; needed beyond this computer"
+    )
+    group.add_argument(
         "--call", action="append", default=[], metavar="MODULE:FUNCTION",
         help="call a Python function with each analysed frame (module:function or file.py:function); may be repeated",
     )  # fmt: skip

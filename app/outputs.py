@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from oneframe.acquisition import FrameSource
@@ -41,7 +42,8 @@ def outputs_of(
 
     try:
         if arguments.publish:
-            publisher = PublishDetections(arguments.publish, pixel_size_um=pixel_size_um)
+            keys = None if arguments.publish_keys is None else Path(arguments.publish_keys)
+            publisher = PublishDetections(arguments.publish, pixel_size_um=pixel_size_um, keys=keys)
             add("publish", publisher)
             tell(f"publishing detections at {publisher.address}")
         for text in arguments.call:

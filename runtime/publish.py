@@ -9,15 +9,17 @@ null. `y_um` and `x_um` are there where the pixel size is known.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zmq
 
+from oneframe.acquisition.endpoint import host_and_port
+from oneframe.acquisition.keys import ALLOWED, SERVER_SECRET, Doorkeeper
 from oneframe.runtime.seams import Analysed
 
 _LINGER_MS = 500
@@ -36,25 +38,39 @@ class PublishDetections:
         For sources that do not know it.
     high_water_mark : int
         Frames that wait for one slow subscriber at most.
+    keys : Path or None
+        What `oneframe keys` made: encrypt, and let in only its clients; needed beyond this computer.
 
     Raises
     ------
-    ValueError
-        If the address is malformed or not on the loopback interface.
+    SourceError
+        If the address is malformed or leaves this computer without keys, or the keys cannot be read.
     OSError
         If it cannot be bound.
     """
 
-    def __init__(self, bind: str, *, pixel_size_um: float | None = None, high_water_mark: int = 1000) -> None:
+    def __init__(
+        self, bind: str, *, pixel_size_um: float | None = None, high_water_mark: int = 1000, keys: Path | None = None
+    ) -> None:
         self._pixel_size_um = pixel_size_um
-        address = _loopback(bind)
+        match = re.fullmatch(r"tcp://([^/]+):(\d+|\*)", bind)
+        host, port = host_and_port(bind, match, "publish at tcp://127.0.0.1:PORT", keys is not None)
         self._context = zmq.Context()
+        self._doorkeeper = None
         self._socket = self._context.socket(zmq.PUB)
         self._socket.set(zmq.SNDHWM, high_water_mark)
         self._socket.set(zmq.MAXMSGSIZE, 4096)  # of what subscribers send: their subscriptions
+        if keys is not None:
+            try:
+                self._doorkeeper = Doorkeeper(self._context, keys / SERVER_SECRET, keys / ALLOWED)
+            except BaseException:
+                self._context.destroy(linger=0)
+                raise
+            self._doorkeeper.secure(self._socket)
         try:
-            self._socket.bind(address)
+            self._socket.bind(f"tcp://{host}:{port}")
         except zmq.ZMQError as exc:
+            self._stop_door()
             self._context.destroy(linger=0)
             raise OSError(f"cannot bind {bind} ({exc.strerror}); is it in use? take another port") from exc
         self.address: str = self._socket.get_string(zmq.LAST_ENDPOINT)
@@ -62,11 +78,18 @@ class PublishDetections:
 
     def act(self, analysed: Analysed) -> None:
         """Publish one frame."""
+        if self._doorkeeper is not None:
+            self._doorkeeper.check()
         self._socket.send(line_of(analysed, pixel_size_um=self._pixel_size_um), zmq.NOBLOCK)
 
     def close(self) -> None:
         """Send what is on its way, for half a second at most, and free the port."""
+        self._stop_door()
         self._context.destroy(linger=_LINGER_MS)
+
+    def _stop_door(self) -> None:
+        if self._doorkeeper is not None:
+            self._doorkeeper.close()
 
 
 def line_of(analysed: Analysed, *, pixel_size_um: float | None = None) -> bytes:
@@ -101,21 +124,3 @@ def _numbers(column: np.ndarray[Any, Any]) -> list[float | None]:
     if np.isfinite(column).all():
         return values
     return [value if ok else None for value, ok in zip(values, np.isfinite(column), strict=True)]
-
-
-def _loopback(bind: str) -> str:
-    """Return the address for ZeroMQ if it is on the loopback interface."""
-    match = re.fullmatch(r"tcp://([^/]+):(\d+|\*)", bind)
-    if match is None:
-        raise ValueError(f"expected tcp://127.0.0.1:PORT to publish at, got {bind!r}")
-    host = "127.0.0.1" if match[1] == "localhost" else match[1]
-    try:
-        local = ipaddress.IPv4Address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local:
-        raise ValueError(
-            f"expected an address of this machine such as tcp://127.0.0.1:5556, got {bind!r}: detections are sent "
-            "unencrypted; bring them to another machine with an SSH tunnel"
-        )
-    return f"tcp://{host}:{match[2]}"

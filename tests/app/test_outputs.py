@@ -70,7 +70,7 @@ def test_detections_are_published_line_by_line(bead_model, tmp_path):
         (["--follow"], "--follow moves the stage of Micro-Manager, sim:beads.* has none"),
         (["--call", "nowhere:f"], "cannot import 'nowhere'"),
         (["--stop-when", "mood < 3"], "expected a condition such as 'objects < 1', got 'mood < 3'"),
-        (["--publish", "tcp://0.0.0.0:5999"], "expected an address of this machine"),
+        (["--publish", "tcp://0.0.0.0:5999"], "leaves this computer, which needs keys on both sides"),
     ],
 )
 def test_a_wrong_option_is_explained_before_a_folder_is_made(bead_model, tmp_path, capsys, options, sentence):

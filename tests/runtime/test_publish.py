@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import zmq
 
-from oneframe.acquisition import Frame
+from oneframe.acquisition import Frame, SourceError
+from oneframe.acquisition.keys import CLIENT_SECRET, SERVER_PUBLIC, create_keys, read_client_keys
 from oneframe.runtime import Detections, Tracks
 from oneframe.runtime.output import OutputSink
 from oneframe.runtime.publish import PublishDetections, line_of
@@ -70,13 +71,36 @@ def test_a_plain_subscriber_gets_every_frame():
 
 
 @pytest.mark.parametrize("bind", ["tcp://0.0.0.0:5556", "tcp://*:5556", "tcp://192.168.1.2:5556", "tcp://host:5556"])
-def test_only_this_machine_may_listen(bind):
-    with pytest.raises(ValueError, match="expected an address of this machine"):
+def test_only_this_machine_may_listen_without_keys(bind):
+    with pytest.raises(SourceError, match="leaves this computer, which needs keys"):
         PublishDetections(bind)
 
 
+def test_with_keys_only_their_clients_can_read(tmp_path):
+    folder = tmp_path / "keys"
+    client = create_keys(folder, ["ann"]).clients[0]
+    publisher = PublishDetections("tcp://*:0", keys=folder)
+    address = publisher.address.replace("0.0.0.0", "127.0.0.1")
+    context = zmq.Context()
+    try:
+        stranger, ann = context.socket(zmq.SUB), context.socket(zmq.SUB)
+        read_client_keys(client / SERVER_PUBLIC, client / CLIENT_SECRET).secure(ann)
+        for socket in (stranger, ann):
+            socket.subscribe(b"")
+            socket.connect(address)
+        for index in range(400):
+            publisher.act(result(index, [1.0, 2.0]))
+            if ann.poll(50):
+                break
+        assert json.loads(ann.recv())["n"] == 2
+        assert not stranger.poll(200)
+    finally:
+        context.destroy(linger=0)
+        publisher.close()
+
+
 def test_a_wrong_or_taken_address_is_explained():
-    with pytest.raises(ValueError, match=r"expected tcp://127.0.0.1:PORT"):
+    with pytest.raises(SourceError, match=r"publish at tcp://127.0.0.1:PORT"):
         PublishDetections("127.0.0.1:5556")
     first = PublishDetections("tcp://localhost:0")
     with pytest.raises(OSError, match="take another port"):
