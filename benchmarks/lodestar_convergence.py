@@ -18,7 +18,8 @@ import numpy as np
 import shapes
 
 from oneframe.trainer import Box, ConvergenceError
-from oneframe.trainer.lodestar import LodestarSettings, train_lodestar
+from oneframe.trainer.lodestar import train_lodestar
+from oneframe.trainer.lodestar_network import LodestarSettings
 
 
 def main() -> None:

@@ -37,7 +37,8 @@ from oneframe.runtime import load_model
 from oneframe.runtime.overlay import draw_overlay, write_png
 from oneframe.runtime.truth import match
 from oneframe.trainer import Box
-from oneframe.trainer.lodestar import LodestarSettings, train_lodestar
+from oneframe.trainer.lodestar import train_lodestar
+from oneframe.trainer.lodestar_network import LodestarSettings
 
 NUCLEI_BOXES = {
     "A02_s1": Box(528, 325, 55, 55),

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from oneframe.export import export
 from oneframe.runtime import load_model
 from oneframe.trainer import Box
-from oneframe.trainer.lodestar import PRESETS, LodestarSettings, train_lodestar
+from oneframe.trainer.lodestar import train_lodestar
+from oneframe.trainer.lodestar_network import PRESETS, LodestarSettings
 from oneframe.trainer.loop import ConvergenceError
 
 CLASSICAL: dict[str, Callable[[NDArray[np.float32]], tuple[float, float]]] = {

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from oneframe.trainer import Box
-from oneframe.trainer.lodestar import PRESETS, LodestarGraph, averaged_weights, cell_positions, train_lodestar
+from oneframe.trainer.lodestar import train_lodestar
+from oneframe.trainer.lodestar_graph import LodestarGraph
+from oneframe.trainer.lodestar_network import PRESETS, averaged_weights, cell_positions
 
 SNR = 10
 VARIANCES = {

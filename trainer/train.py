@@ -17,7 +17,8 @@ from oneframe.export.trained import TrainedModel
 from oneframe.runtime.model import check_pixels
 from oneframe.trainer.boxes import box_warnings, propose_box
 from oneframe.trainer.crops import Box
-from oneframe.trainer.lodestar import PRESETS, LodestarSettings, train_lodestar
+from oneframe.trainer.lodestar import train_lodestar
+from oneframe.trainer.lodestar_network import PRESETS, LodestarSettings
 from oneframe.trainer.loop import Progress
 
 METHODS = ("lodestar",)

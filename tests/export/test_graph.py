@@ -82,7 +82,7 @@ def test_a_model_is_never_overwritten(bead_model, tmp_path):
 
 
 def test_a_graph_that_onnxruntime_reads_differently_is_not_written(bead_model, tmp_path):
-    from oneframe.trainer.lodestar import LodestarGraph
+    from oneframe.trainer.lodestar_graph import LodestarGraph
 
     class Drifting(LodestarGraph):
         """Gives other positions each time it is traced or run."""

@@ -10,7 +10,9 @@ from microscope import beads, snapped, yx
 from oneframe.runtime.truth import TruthComparison
 from oneframe.trainer import ConvergenceError, TrainingCancelled, train
 from oneframe.trainer.crops import Box, Normalisation
-from oneframe.trainer.lodestar import LodestarGraph, LodestarNetwork, LodestarSettings, consensus, train_lodestar
+from oneframe.trainer.lodestar import train_lodestar
+from oneframe.trainer.lodestar_graph import LodestarGraph
+from oneframe.trainer.lodestar_network import LodestarNetwork, LodestarSettings, consensus
 
 
 def run(graph: LodestarGraph, image: np.ndarray, threshold: float) -> np.ndarray:
