@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.acquisition.frame import Frame
-from oneframe.acquisition.source import EndOfStream, SourceError, SourceInfo, SourceURL
+from oneframe.acquisition.source import EndOfStream, FrameSource, SourceError, SourceInfo, SourceURL
 
 _OVERSAMPLING = 8
 """Samples per pixel of the bead table; cubic interpolation between them is exact to 1e-5 of the peak."""
@@ -303,10 +303,16 @@ def bead_scene(url: SourceURL) -> BeadScene:
         raise SourceError(f"{url.text}: {exc}") from exc
 
 
-def open_simulated(url: SourceURL) -> SimulatedBeads:
-    """Open `sim:beads?frames=..&fps=..&seed=..` and every field of `BeadScene`."""
+def open_simulated(url: SourceURL) -> FrameSource:
+    """Open `sim:beads?frames=..&fps=..&seed=..` with every field of `BeadScene`, or `sim:hologram?...`."""
+    if url.target == "hologram":
+        from oneframe.acquisition.holograms import open_holograms
+
+        return open_holograms(url)
     if url.target != "beads":
-        raise SourceError(f"expected sim:beads, got {url.text!r}; other simulated samples are not built yet")
+        raise SourceError(
+            f"expected sim:beads or sim:hologram, got {url.text!r}; other simulated samples are not built yet"
+        )
     scene = bead_scene(url)
     n_frames = url.options.integer("frames", 0) or None
     fps = url.options.number("fps", 0.0, maximum=1e5)

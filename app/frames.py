@@ -8,10 +8,14 @@ import signal
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oneframe.acquisition import Frame, open_source
 from oneframe.acquisition import snap as snap_frame
 from oneframe.app.console import CommandError, Console
+
+if TYPE_CHECKING:
+    from oneframe.acquisition.publisher import Publisher
 
 
 def snap(arguments: argparse.Namespace, console: Console) -> None:
@@ -75,23 +79,21 @@ def serve(arguments: argparse.Namespace, console: Console) -> None:
             while not stop.is_set() and not publisher.wait_for_subscriber(0.2):
                 pass
 
-        def on_frame(n_sent: int) -> None:
-            console.tick(
-                lambda: f"{n_sent} frames sent, {publisher.n_subscribers} subscribers",
-                event="progress",
-                sent=n_sent,
-                subscribers=publisher.n_subscribers,
+        # not in the loop that sends: a terminal that is held up (Ctrl-S, text marked under Windows) would stop it
+        ended = threading.Event()
+        ticker = threading.Thread(target=_tick, args=(publisher, console, ended), daemon=True, name="oneframe-console")
+        ticker.start()
+        try:
+            account = serve_source(
+                source,
+                publisher,
+                stop=stop,
+                n_frames=arguments.frames,
+                seconds=arguments.seconds,
+                linger_s=arguments.linger_s,
             )
-
-        account = serve_source(
-            source,
-            publisher,
-            stop=stop,
-            n_frames=arguments.frames,
-            seconds=arguments.seconds,
-            on_frame=on_frame,
-            linger_s=arguments.linger_s,
-        )
+        finally:
+            ended.set()
     slow = f"; a subscriber was too slow {account.stalls} times and lost frames" if account.stalls else ""
     console.say(
         f"{account.sent} frames sent, {account.lost} lost before they came here, {account.bad} unusable{slow}: "
@@ -104,6 +106,14 @@ def serve(arguments: argparse.Namespace, console: Console) -> None:
         total=account.total,
         reason=account.reason,
     )
+
+
+def _tick(publisher: Publisher, console: Console, ended: threading.Event) -> None:
+    while not ended.wait(0.2):
+        facts = {"sent": publisher.n_sent, "subscribers": publisher.n_subscribers}
+        if facts["sent"]:
+            line = f"{facts['sent']} frames sent, {facts['subscribers']} subscribers"
+            console.tick(line.__str__, event="progress", **facts)
 
 
 def new_file(text: str, suffixes: tuple[str, ...]) -> Path:

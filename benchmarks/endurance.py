@@ -56,17 +56,20 @@ def name_of(pid: int, whose: str) -> str:
     return f"{whose}: {modules[0] if modules else words[0]}"
 
 
-def start(*arguments: str, **kwargs: Any) -> subprocess.Popen[str]:
-    """Start one oneframe command with --json."""
-    command = [sys.executable, "-m", "oneframe.app", *arguments, "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **kwargs)
+class Command:
+    """One oneframe command whose lines go to a file: a pipe that nobody empties would stop it."""
 
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        environment = {"QT_QPA_PLATFORM": "offscreen", **os.environ, "OMP_NUM_THREADS": "1"}
+        self._lines = folder / f"{arguments[0]}.txt"
+        command = [sys.executable, "-m", "oneframe.app", *arguments, "--json"]
+        with self._lines.open("w") as file:
+            self.process = subprocess.Popen(command, stdout=file, env=environment)
 
-def last_event(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Return the closing line of a command."""
-    out, _ = process.communicate(timeout=60)
-    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    return next((line for line in reversed(lines) if line["event"] in ("done", "error")), {})
+    def event(self, *kinds: str) -> dict[str, Any]:
+        """Return the last line of these kinds; empty if there is none."""
+        told = [json.loads(line) for line in self._lines.read_text().splitlines() if line.endswith("}")]
+        return next((line for line in reversed(told) if line["event"] in kinds), {})
 
 
 def main() -> None:
@@ -76,49 +79,31 @@ def main() -> None:
     arguments.add_argument("--minutes", type=float, default=30.0)
     arguments.add_argument("--source", default="demo:?width=256&height=256&exposure_ms=20&bead_size=4")
     chosen = arguments.parse_args()
-    environment = {"QT_QPA_PLATFORM": "offscreen", **os.environ, "OMP_NUM_THREADS": "1"}
     memory: dict[str, list[tuple[float, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        server = start("serve", chosen.source, "--bind", "tcp://127.0.0.1:0", "--wait", env=environment)
-        address = ""
-        for line in server.stdout or ():
-            event = json.loads(line)
-            if event["event"] == "serving":
-                address = event["address"]
-                break
-        run = Path(folder) / "run"
-        # results go to files: a pipe that nobody empties would stop the command
-        logged = (Path(folder) / "log.txt").open("w+")
-        shown = (Path(folder) / "live.txt").open("w+")
-        command = [sys.executable, "-m", "oneframe.app"]
-        log = subprocess.Popen(
-            [*command, "log", chosen.model, "--source", address, "-o", str(run), "--threads", "1", "--json"],
-            stdout=logged, env=environment, text=True,
-        )  # fmt: skip
-        live = subprocess.Popen(
-            [*command, "live", chosen.model, "--source", address, "--threads", "1", "--json", "--seconds", "1e6"],
-            stdout=shown, env=environment, text=True,
-        )  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        server = Command(folder, "serve", chosen.source, "--bind", "tcp://127.0.0.1:0", "--wait")
+        while not (serving := server.event("serving")):
+            time.sleep(0.2)
+        options = ["--source", serving["address"], "--threads", "1"]
+        log = Command(folder, "log", chosen.model, *options, "-o", str(folder / "run"))
+        live = Command(folder, "live", chosen.model, *options, "--seconds", "1e6")
+        commands = {"serve": server, "log": log, "live": live}
         begin_s = time.monotonic()
-        while time.monotonic() - begin_s < 60 * chosen.minutes and log.poll() is None:
+        while time.monotonic() - begin_s < 60 * chosen.minutes and log.process.poll() is None:
             time.sleep(10)
             now_s = time.monotonic() - begin_s
-            for whose, process in (("serve", server), ("log", log), ("live", live)):
-                for pid in children_of(process.pid):
+            for whose, command in commands.items():
+                for pid in children_of(command.process.pid):
                     size_mb = resident_mb(pid)
                     if size_mb is not None:
                         memory.setdefault(f"{name_of(pid, whose)} ({pid})", []).append((now_s, size_mb))
-        server.send_signal(signal.SIGINT)
-        served = last_event(server)
-        for process in (log, live):
-            process.wait(120)
         seconds = time.monotonic() - begin_s
-        endings = []
-        for file in (logged, shown):
-            file.seek(0)
-            endings.append([json.loads(line) for line in file if line.startswith("{")][-1])
-            file.close()
-        account = json.loads((run / "run.json").read_text())
+        server.process.send_signal(signal.SIGINT)
+        for command in commands.values():
+            command.process.wait(120)
+        served, *endings = (command.event("done", "error") for command in commands.values())
+        account = json.loads((folder / "run" / "run.json").read_text())
     n_frames = served.get("sent", 0)
     print(f"{seconds / 60:.1f} min, {n_frames} frames sent, {n_frames / seconds:.1f} fps")
     for name, samples in memory.items():
@@ -128,6 +113,9 @@ def main() -> None:
         slope = np.polyfit(steady[:, 0] * n_frames / seconds, steady[:, 1], 1)[0]
         print(f"{name}: {steady[0, 1]:.1f} to {steady[-1, 1]:.1f} MB, {1e4 * slope:+.3f} MB per 10,000 frames")
     for name, ending in zip(("log", "live"), endings, strict=True):
+        if ending["event"] == "error":
+            print(f"{name}: {ending['error']}")
+            continue
         made = ending["published"]
         told = ending["before_start"] + ending["seen"] + ending["lost_before"]
         print(
