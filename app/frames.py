@@ -110,10 +110,10 @@ def serve(arguments: argparse.Namespace, console: Console) -> None:
 
 def _tick(publisher: Publisher, console: Console, ended: threading.Event) -> None:
     while not ended.wait(0.2):
-        facts = {"sent": publisher.n_sent, "subscribers": publisher.n_subscribers}
-        if facts["sent"]:
-            line = f"{facts['sent']} frames sent, {facts['subscribers']} subscribers"
-            console.tick(line.__str__, event="progress", **facts)
+        sent, subscribers = publisher.n_sent, publisher.n_subscribers
+        if sent:
+            line = f"{sent} frames sent, {subscribers} subscribers"
+            console.tick(line.__str__, event="progress", sent=sent, subscribers=subscribers)
 
 
 def new_file(text: str, suffixes: tuple[str, ...]) -> Path:
