@@ -21,8 +21,11 @@ def outputs_of(
     stop: Callable[[str], None],
     pixel_size_um: float | None,
     console: Console,
+    moved: Callable[[int, float, float, float], None],
 ) -> dict[str, OutputSink]:
     """Return the outputs that the arguments ask for, by name.
+
+    `stop` ends the run; `moved` takes where the stage went, as in `FollowTrack`.
 
     Raises
     ------
@@ -50,7 +53,7 @@ def outputs_of(
             add(f"call {text}", CallFunction(text))
         if arguments.follow is not None:
             settings = _follow_settings(arguments, source, pixel_size_um)
-            add("follow", FollowTrack(_stage_of(source), settings, tell=tell), newest_wins=True)
+            add("follow", FollowTrack(_stage_of(source), settings, tell=tell, moved=moved), newest_wins=True)
         for text in arguments.stop_when:
             add(f"stop when {text}", StopWhen(text, stop, for_frames=arguments.stop_after))
     except BaseException:

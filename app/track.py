@@ -210,10 +210,10 @@ def run_pipeline(
     max_distance_px = arguments.max_distance_px or model.card.object_diameter_px
     linking = LinkSettings(max_distance_px=max_distance_px, max_gap_frames=arguments.max_gap_frames)
     source = open_source(arguments.source, every=arguments.mode == "every")
-    stop = _Stop()
+    stop, moved = _Later(), _Later()
     pixel_size_um = source.info.pixel_size_um or model.card.pixel_size_um
     try:
-        outputs = outputs_of(arguments, source, stop, pixel_size_um, console)
+        outputs = outputs_of(arguments, source, stop, pixel_size_um, console, moved)
     except BaseException:
         source.close()
         raise
@@ -231,11 +231,12 @@ def run_pipeline(
             folder, card=model.card, source=source.info, settings=settings, save_frames=arguments.save_frames
         )
         sinks = {"record": record, **sinks}
-    sinks = {"console": _ConsoleSink(console, board), **sinks, **outputs}
+        moved.target = record.stage_moved
+    sinks = {"console": _ConsoleSink(console, board), **outputs, **sinks}  # the record is closed last
     pipeline = Pipeline(
         source, model, FrameLinker(linking), sinks, mode=arguments.mode, essential=frozenset({"record"})
     )
-    stop.pipeline = pipeline
+    stop.target = pipeline.stop
     board.follow(pipeline.status)
     on_start(pipeline)
     previous = {number: signal.signal(number, lambda *_: pipeline.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -258,14 +259,14 @@ def run_pipeline(
     return ended
 
 
-class _Stop:
-    """Ends the run that outputs were made for before there was a pipeline."""
+class _Later:
+    """A function that outputs are given before there is one: of the pipeline, of the record."""
 
-    pipeline: Pipeline | None = None
+    target: Callable[..., None] | None = None
 
-    def __call__(self, reason: str) -> None:
-        if self.pipeline is not None:
-            self.pipeline.stop(reason)
+    def __call__(self, *arguments: Any) -> None:
+        if self.target is not None:
+            self.target(*arguments)
 
 
 def _output_line(name: str, report: dict[str, Any]) -> str:

@@ -105,6 +105,9 @@ class FollowTrack:
     settings : FollowSettings
     tell : str -> None
         Takes what the user should know: which track is followed, that it is lost, that the travel is at its limit.
+    moved : (frame, time_s, x_um, y_um) -> None
+        Takes where the stage stands, at the first frame and after each move (wall clock): without it positions in the
+        image tell nothing of the way that a followed particle went.
     """
 
     def __init__(
@@ -113,12 +116,14 @@ class FollowTrack:
         settings: FollowSettings | None = None,
         *,
         tell: Callable[[str], None] = logger.warning,
+        moved: Callable[[int, float, float, float], None] = lambda *_: None,
     ) -> None:
         self.settings = FollowSettings() if settings is None else settings
         self.track_id: int | None = None
         """Number of the track that is followed by now."""
         self._stage = stage
         self._tell = tell
+        self._moved = moved
         self._start_um: Vector | None = None
         self._moved_s = -math.inf  # when the last move ended, monotonic clock
         self._seen: deque[tuple[float, Vector]] = deque(maxlen=max(2, self.settings.predict_frames))
@@ -166,6 +171,7 @@ class FollowTrack:
         stage_um = np.array([y_um, x_um])
         if self._start_um is None:
             self._start_um = stage_um
+            self._moved(frame.index, time.time(), x_um, y_um)
         offset_px = self._find(analysed.tracks, frame, stage_um, np.linalg.inv(um_per_px))
         if offset_px is None:
             self._miss(frame.index)
@@ -178,7 +184,7 @@ class FollowTrack:
         move_um = self._move_um(um_per_px @ offset_px)
         goal_um = self._within_travel(stage_um + move_um, self._start_um, frame.index)
         if np.linalg.norm(np.linalg.solve(um_per_px, goal_um - stage_um)) >= max(self.settings.dead_band_px, 1e-9):
-            self._move_to(goal_um)
+            self._move_to(goal_um, frame.index)
 
     def _exposure_s(self, frame: Frame) -> float:
         if self.settings.exposure_s is not None:
@@ -269,10 +275,11 @@ class FollowTrack:
         self._at_limit = at_limit
         return allowed
 
-    def _move_to(self, goal_um: Vector) -> None:
+    def _move_to(self, goal_um: Vector, index: int) -> None:
         y_um, x_um = goal_um.tolist()
         try:
             self._stage.move_xy_um(x_um, y_um)
         finally:  # a move that failed may have begun
             self._moved_s = time.monotonic()
             self._n_moves += 1
+        self._moved(index, time.time(), x_um, y_um)

@@ -59,6 +59,7 @@ CREATE TABLE IF NOT EXISTS frames (
 );
 CREATE TABLE IF NOT EXISTS detections ({detections});
 CREATE TABLE IF NOT EXISTS events (time_s REAL, kind TEXT NOT NULL, text TEXT, n_frames INTEGER, frame INTEGER);
+CREATE TABLE IF NOT EXISTS stage (time_s REAL, frame INTEGER, x_um REAL, y_um REAL);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
 """
 
@@ -169,6 +170,11 @@ class RunRecord:
             self._db.execute(
                 "INSERT INTO events VALUES (?, 'note', ?, NULL, ?)", (noted.time_s, noted.text, noted.index)
             )
+
+    def stage_moved(self, index: int, time_s: float, x_um: float, y_um: float) -> None:
+        """Write down where the stage stands since `time_s`, moved because of frame `index`; from any thread."""
+        with self._lock, _transaction(self._db):
+            self._db.execute("INSERT INTO stage VALUES (?, ?, ?, ?)", (time_s, index, x_um, y_um))
 
     def counts(self) -> Account:
         """Return the account of what was written so far."""

@@ -26,6 +26,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now_s
 
+    def time(self) -> float:
+        return 1.7e9 + self.now_s
+
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch) -> Clock:
@@ -258,3 +261,13 @@ def test_a_move_that_fails_counts_as_begun():
 def test_settings_out_of_range_are_refused(settings, match):
     with pytest.raises(ValueError, match=match):
         FollowSettings(**settings)
+
+
+def test_where_the_stage_went_is_told_from_the_start_on():
+    told = []
+    scene = Scene(np.array([[8.0, -5.0]]))
+    start = scene.stage_xy_um()
+    follow(scene, FollowTrack(scene, tell=lambda _: None, moved=lambda *where: told.append(where)), 30)
+    assert told[0] == (0, pytest.approx(1.7e9 + 0.01), *start)
+    assert [(y, x) for _, _, x, y in told[1:]] == scene.moves
+    assert [time_s for _, time_s, _, _ in told] == sorted(time_s for _, time_s, _, _ in told)

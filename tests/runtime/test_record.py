@@ -234,6 +234,12 @@ def test_a_loss_of_unknown_size_is_told_as_one_also_after_a_recovery(tmp_path):
     assert recover_run(tmp_path) == account
 
 
+def test_where_the_stage_went_is_on_record(tmp_path):
+    with closing(record(tmp_path)) as run:
+        run.stage_moved(3, T0_S, 12.5, -4.0)
+        assert rows(tmp_path, "SELECT frame, time_s, x_um, y_um FROM stage") == [(3, T0_S, 12.5, -4.0)]
+
+
 def test_metadata_is_written_when_it_changes_and_then_the_change_only(tmp_path):
     told = [{"exposure_ms": 10, "gain": 1}, {"exposure_ms": 10, "gain": 1}, {"exposure_ms": 20, "gain": 1}, {"gain": 1}]
     with closing(record(tmp_path)) as run:
