@@ -192,7 +192,7 @@ def files(tmp_path, snap_file, bead_model):
         ("log {model} --source sim:beads?frames=3 -o {folder}", "another name"),
         ("log {model} --source {folder}/flat.tif -o {folder}/run", "none of the 1 frames could be analysed"),
         ("log {model} --source zmq+tcp://127.0.0.1:9?timeout_s=0.3 -o {folder}/run", "is `oneframe serve` running"),
-        ("serve sim:beads --bind tcp://0.0.0.0:5555", "CurveZMQ"),
+        ("serve sim:beads --bind tcp://0.0.0.0:5555", "needs keys on both sides"),
         ("snap mm:{folder}/none.cfg -o {folder}/s.tif", "none.cfg"),
         ("recover {folder}", "run.json"),
     ],

@@ -105,4 +105,5 @@ def test_an_account_keeps_lost_frames_apart_from_those_seen():
         "lost_before": 4,
         "before_start": 0,
         "reasons": {"slow": 2},
+        "gaps_of_unknown_length": 0,
     }
