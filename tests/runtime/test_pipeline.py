@@ -377,7 +377,8 @@ def test_a_loss_of_unknown_size_counts_the_least_it_can_have_been():
     run, notes = pipeline(events, live=True)
     account = run.run().account
     assert (account.lost_before, account.gaps_of_unknown_length) == (7, 1)
-    assert account.reasons == {"the buffer overflowed": 7}
+    assert account.reasons == {"without a gap in the source's numbers": 7}
+    assert [n.text for n in notes.noted] == ["the buffer overflowed"]
     assert [(m.kind, m.index, m.n_frames, m.at_least) for m in notes.missed] == [("lost", None, 7, True)]
 
 
