@@ -32,7 +32,7 @@ _NOTE_S = 10.0
 _CLOCK_JUMP_S = 1.0
 """Largest step of the wall clock against the monotonic one that goes without a note."""
 _UNTOLD = "without a gap in the source's numbers"
-"""One reason for all losses of unknown size: their own texts hold numbers, and a night of them would fill the account."""
+"""One reason for all losses of unknown size: their own texts hold numbers, and a night would fill the account."""
 _WATCHED = ("exposure_ms", "roi_xywh_px", "binning", "bit_depth")
 """Entries of a frame's metadata whose change is noted."""
 _QUEUED_BYTES = 256 * 2**20
