@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import math
 import signal
 import subprocess
 import threading
@@ -320,10 +321,11 @@ class _ConsoleSink:
 
 def status_line(now: Status) -> str:
     """Return the status as one line."""
+    bridge = "" if math.isnan(now.bridge_mb_per_s) else f", bridge {now.bridge_mb_per_s:.1f} MB/s"
     return (
         f"camera {now.camera_fps:.1f} fps, analysed {now.inference_fps:.1f} fps, age p50 {now.age_p50_ms:.0f} / "
         f"p99 {now.age_p99_ms:.0f} ms, seen {now.seen}, skipped {now.skipped}, failed {now.failed}, lost {now.lost}, "
-        f"objects {now.n_detections}"
+        f"objects {now.n_detections}{bridge}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -71,6 +72,8 @@ class Status:
     """What is wrong with the sample (`Drift.alarm`), or nothing."""
     note: str = ""
     """What happened to the run in the last seconds (`Noted`), or nothing."""
+    bridge_mb_per_s: float = math.nan
+    """What comes through Micro-Manager's bridge, where the frames come that way; else NaN."""
 
 
 class StatusBoard:

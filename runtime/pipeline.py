@@ -242,6 +242,7 @@ class Pipeline:
         if changed and not told:
             notes.append("the camera changed: " + ", ".join(f"{n} {self._camera[n]} to {camera[n]}" for n in changed))
         self._camera = camera
+        self._books.bridge_mb_per_s = float(frame.metadata.get("bridge_mb_per_s", math.nan))
         clock_s = time.time() - time.monotonic()
         if self._clock_s is not None and abs(jump_s := clock_s - self._clock_s) > _CLOCK_JUMP_S:
             notes.append(f"this computer's clock was set by {jump_s:+.1f} s")
@@ -328,6 +329,7 @@ class _Books:
         self._n_detections = 0
         self._n_unknown_gaps = 0
         self._note_told = ("", -math.inf)
+        self.bridge_mb_per_s = math.nan
         self.published: int | None = None
 
     @property
@@ -411,6 +413,7 @@ class _Books:
                 sink_dropped=sink_dropped,
                 drift=drift,
                 note=self._note_told[0] if now_s - self._note_told[1] < _NOTE_S else "",
+                bridge_mb_per_s=self.bridge_mb_per_s,
             )
 
     @staticmethod

@@ -111,6 +111,8 @@ def status_html(status: Status, *, losing: bool) -> str:
         _segment("failed", f"{status.failed:d}", "", alarm if status.failed else None),
         _segment("particles", f"{status.n_detections:d}"),
     ]
+    if not math.isnan(status.bridge_mb_per_s):
+        segments.append(_segment("bridge", _fixed(status.bridge_mb_per_s, 5, 1), "MB/s"))
     if status.sink_backlog or status.sink_dropped:
         segments.append(_segment("to write", f"{status.sink_backlog:d}"))
     if status.sink_dropped:
