@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import io
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -94,12 +93,11 @@ def _zarr_pixel_size_um(image: Mapping[str, Any], level: Mapping[str, Any], axes
         unit_um = _UM_PER_UNIT.get(entry.get("unit", "")) if isinstance(entry, Mapping) else None
         if unit_um is None:
             return None
-        size_um = unit_um
         transformations = [*level.get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]
         scales = [step["scale"][axes.index(axis)] for step in transformations if step.get("type") == "scale"]
         if not scales:
             return None
-        sizes_um.append(size_um * math.prod(scales))
+        sizes_um.append(unit_um * math.prod(scales))
     return float(sizes_um[0]) if math.isclose(*sizes_um, rel_tol=0.01) else None
 
 
@@ -121,8 +119,8 @@ class NDTiffStack:
             place = tuple((name, value) for name, value in sorted(axes.items()) if name != "channel")
             frames.setdefault(place, []).append(axes)
         self._frames = [sorted(found, key=lambda axes: str(axes.get("channel"))) for found in frames.values()]
-        told = _positive((self._dataset.summary_metadata or {}).get("PixelSize_um"))
-        self.pixel_size_um = told or _positive(self._dataset.read_metadata(**coordinates[0]).get("PixelSizeUm"))
+        told = positive((self._dataset.summary_metadata or {}).get("PixelSize_um"))
+        self.pixel_size_um = told or positive(self._dataset.read_metadata(**coordinates[0]).get("PixelSizeUm"))
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -209,9 +207,10 @@ def _imported(name: str, path: Path) -> Any:
         raise SourceError(f"{path} needs the package {name} to be read; run: pip install {name}") from exc
 
 
-def _positive(value: object) -> float | None:
+def positive(value: object) -> float | None:
+    """Return what a file tells as a finite number above 0, else None."""
     try:
-        number = float(json.loads(str(value)))
-    except (ValueError, TypeError):
+        number = float(str(value))
+    except ValueError:
         return None
     return number if 0 < number < math.inf else None

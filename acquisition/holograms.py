@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from oneframe.acquisition.frame import Frame
 from oneframe.acquisition.mie import scattering_amplitudes
+from oneframe.acquisition.pace import Pace
 from oneframe.acquisition.source import EndOfStream, SourceError, SourceInfo, SourceURL
 
 logger = logging.getLogger(__name__)
@@ -453,9 +454,8 @@ class SimulatedHolograms:
         }
         if scene.kind == "off-axis":
             self._metadata["carrier_per_um"] = list(scene.carrier_per_um)
-        self._period_s = 1 / fps if fps else 0.0
+        self._pace = Pace(fps)
         self._index = 0
-        self._due_s: float | None = None
         self._start_s = 0.0
         self._closed = False
 
@@ -473,7 +473,7 @@ class SimulatedHolograms:
         """Return the next frame, or None if it is not due within `timeout_s` seconds."""
         if self._closed or self._index == self._info.n_frames:
             raise EndOfStream("all frames were made" if not self._closed else "closed", n_frames=self._index)
-        if not self._is_due(timeout_s):
+        if not self._pace.wait(timeout_s):
             return None
         if self._index:
             self._camera.motion.advance()
@@ -493,18 +493,6 @@ class SimulatedHolograms:
     def close(self) -> None:
         """Stop making frames."""
         self._closed = True
-
-    def _is_due(self, timeout_s: float) -> bool:
-        now_s = time.monotonic()
-        if self._due_s is None or not self._period_s:
-            self._due_s = now_s
-        wait_s = self._due_s - now_s
-        time.sleep(min(max(wait_s, 0.0), timeout_s))
-        if wait_s > timeout_s:
-            return False
-        # a camera that fell behind does not hurry afterwards
-        self._due_s = max(self._due_s, now_s - self._period_s) + self._period_s
-        return True
 
     def _time_s(self) -> float:
         if self._info.live:

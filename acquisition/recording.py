@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
+from oneframe.acquisition.folders import positive
 from oneframe.acquisition.frame import Frame
 from oneframe.acquisition.source import (
     BadFrameError,
@@ -378,13 +379,13 @@ def _tiff_pixel_size_um(file: Any) -> float | None:
         return _ome_pixel_size_um(file.ome_metadata or "")
     if file.is_micromanager:
         summary = (file.micromanager_metadata or {}).get("Summary", {})
-        return _positive(summary.get("PixelSize_um", summary.get("PixelSizeUm")))
+        return positive(summary.get("PixelSize_um", summary.get("PixelSizeUm")))
     if file.is_imagej:
         unit_um = _UM_PER_UNIT.get(str((file.imagej_metadata or {}).get("unit", "")).lower())
         resolution = file.pages[0].tags.get("XResolution")
         if unit_um is not None and resolution is not None and resolution.value[0]:
             per_unit, denominator = resolution.value
-            return _positive(unit_um * denominator / per_unit)
+            return positive(unit_um * denominator / per_unit)
     return None
 
 
@@ -398,17 +399,9 @@ def _ome_pixel_size_um(xml: str) -> float | None:
 
 
 def _ome_length_um(attributes: Mapping[str, str], axis: str) -> float | None:
-    length = _positive(attributes.get(f"PhysicalSize{axis}"))
+    length = positive(attributes.get(f"PhysicalSize{axis}"))
     unit_um = _UM_PER_UNIT.get(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
     return None if length is None or unit_um is None else length * unit_um
-
-
-def _positive(value: object) -> float | None:
-    try:
-        number = float(str(value))
-    except ValueError:
-        return None
-    return number if 0 < number < math.inf else None
 
 
 class _NpyStack:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.acquisition.frame import Frame
+from oneframe.acquisition.pace import Pace
 from oneframe.acquisition.source import EndOfStream, FrameSource, SourceError, SourceInfo, SourceURL
 
 _OVERSAMPLING = 8
@@ -238,9 +239,8 @@ class SimulatedBeads:
     def __init__(self, scene: BeadScene, *, n_frames: int | None, fps: float, url: str) -> None:
         self._camera = BeadCamera(scene)
         self._info = SourceInfo(url, live=fps > 0, n_frames=n_frames, pixel_size_um=scene.pixel_um)
-        self._period_s = 1 / fps if fps else 0.0
+        self._pace = Pace(fps)
         self._index = 0
-        self._due_s: float | None = None
         self._closed = False
 
     @property
@@ -252,7 +252,7 @@ class SimulatedBeads:
         """Return the next frame, or None if it is not due within `timeout_s` seconds."""
         if self._closed or self._index == self._info.n_frames:
             raise EndOfStream("all frames were made" if not self._closed else "closed", n_frames=self._index)
-        if not self._is_due(timeout_s):
+        if not self._pace.wait(timeout_s):
             return None
         if self._index:
             self._camera.motion.advance()
@@ -273,20 +273,6 @@ class SimulatedBeads:
     def close(self) -> None:
         """Stop making frames."""
         self._closed = True
-
-    def _is_due(self, timeout_s: float) -> bool:
-        now_s = time.monotonic()
-        if self._due_s is None or not self._period_s:
-            self._due_s = now_s
-        wait_s = self._due_s - now_s
-        if wait_s > timeout_s:
-            time.sleep(timeout_s)
-            return False
-        if wait_s > 0:
-            time.sleep(wait_s)
-        # a camera that fell behind does not hurry afterwards
-        self._due_s = max(self._due_s, now_s - self._period_s) + self._period_s
-        return True
 
 
 def bead_scene(url: SourceURL) -> BeadScene:

@@ -43,8 +43,8 @@ class VideoStack:
         if page < self._next:
             self._rewind()
         while self._next < page:
-            self._grab(page)
-        self._grab(page)
+            self._grab()
+        self._grab()
         ok, pixels = self._video.retrieve()
         if not ok:
             raise ValueError("it cannot be decoded")
@@ -61,7 +61,7 @@ class VideoStack:
 
         return int(self._video.get(cv2.CAP_PROP_FRAME_COUNT))
 
-    def _grab(self, page: int) -> None:
+    def _grab(self) -> None:
         if not self._video.grab():
             raise EndOfStream(
                 f"{self._path} ends after {self._next} images, its header told {self._n_told}", n_frames=self._next

@@ -34,8 +34,7 @@ def main() -> None:
         attempts: Counter[int] = Counter()
         failed, ratios, times_s = [], [], []
         for seed in range(chosen.seeds):
-            rng = np.random.default_rng([seed, list(shapes.SHAPES).index(shape), 5])
-            image = shapes.noisy(shapes.clean_image(shape, shapes.random_pose(rng)), 10, rng)
+            image = shapes.training_image(shape, seed)
             start_s = time.perf_counter()
             try:
                 trained = train_lodestar(
