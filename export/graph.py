@@ -136,7 +136,7 @@ def _in_torch(trained: TrainedModel) -> Detections:
 
 def _completed(trained: TrainedModel, ready: OnnxModel) -> ModelCard:
     """Add the speed on this machine, versions and date to the card."""
-    height, width = trained.card.crop.get("frame_shape", trained.example.shape)[-2:]
+    height, width = trained.input_shape or trained.example.shape[-2:]
     repeats = [1] * (trained.example.ndim - 2) + [
         -(-height // trained.example.shape[-2]), -(-width // trained.example.shape[-1])
     ]  # fmt: skip

@@ -31,6 +31,9 @@ class TrainedModel:
     example: NDArray[Any]
     """A real image to export with and to keep as the self-test; cropped, so that the file stays small."""
 
+    input_shape: tuple[int, int] | None = None
+    """Height and width that the graph sees when deployed, for the speed in the card; None: the example's."""
+
     def __post_init__(self) -> None:
         expected_ndim = 2 if self.card.n_channels == 1 else 3
         if self.example.ndim != expected_ndim or self.example.dtype != np.dtype(self.card.input_dtype):

@@ -42,6 +42,9 @@ class ModelCard:
     pixel_size_um: float | None = None
     optics: dict[str, float] = field(default_factory=dict)
     """`wavelength_um`, `medium_index` and the like, where the method needs them."""
+    hologram: dict[str, Any] = field(default_factory=dict)
+    """How a camera frame becomes the graph's input: `HologramSettings`, `pixels_per_cell` and `planes_um` of
+    `FocalPlanes`; empty where the graph takes camera pixels."""
     trained_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     """What the training covered, as (lowest, highest) with the unit in the name."""
     crop: dict[str, Any] = field(default_factory=dict)

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from enum import IntFlag
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Column = NDArray[np.float32]
+
+
+class Flag(IntFlag):
+    """Why not to trust a row's z and polarizability; `Detections.flags` holds the sum."""
+
+    WEAK = 1
+    """The signal does not stand out of the field's noise."""
+    NEAR_NEIGHBOUR = 2
+    """Another particle stands close: the light of the two mixes."""
+    OUTSIDE_Z = 4
+    """z lies outside the range that was trained."""
+    OUTSIDE_SIGNAL = 8
+    """The signal is stronger or weaker than any that was trained."""
+    NO_FOCUS = 16
+    """No focus was found near the network's z, which stands there instead."""
+    CONJUGATE = 32
+    """The signal has the opposite sign: a particle lighter than the medium."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,11 +50,18 @@ class Detections:
     sigma_y_px: Column | None = None
     """Predicted standard deviation of `y_px`."""
     sigma_x_px: Column | None = None
+    sigma_z_um: Column | None = None
     variance_px2: Column | None = None
     """Self-consistency: weighted variance, axes summed, of the positions that the network's cells predict."""
     area_px: Column | None = None
+    flags: Column | None = None
+    """Sum of `Flag`s; 0: nothing against the row."""
     labels: NDArray[np.int32] | None = None
     """(H, W), 0 is background; only for segmentation."""
+    field: NDArray[np.complex64] | None = None
+    """(h, w), background 1 + 0i, in which the rows were found; only for holograms."""
+    notes: tuple[str, ...] = ()
+    """What the model has to tell about this frame, each sentence once in a run."""
 
     def __post_init__(self) -> None:
         n_rows = self.y_px.shape
@@ -48,6 +73,9 @@ class Detections:
         if self.labels is not None and (self.labels.ndim != 2 or self.labels.dtype != np.int32):
             raise ValueError(f"labels must be (H, W) int32, got {self.labels.dtype} of shape {self.labels.shape}")
 
+        if self.field is not None and (self.field.ndim != 2 or self.field.dtype != np.complex64):
+            raise ValueError(f"field must be (h, w) complex64, got {self.field.dtype} of shape {self.field.shape}")
+
     def __len__(self) -> int:
         return int(self.y_px.shape[0])
 
@@ -57,7 +85,7 @@ class Detections:
         return {name: column for name, column in present.items() if column is not None}
 
     def rows(self, keep: NDArray[Any]) -> Detections:
-        """Return only the rows that a boolean mask or an index array names; `labels` stay as they are."""
+        """Return only the rows that a boolean mask or an index array names; the rest stays as it is."""
         return replace(self, **{name: column[keep] for name, column in self.columns().items()})
 
     @classmethod
@@ -67,7 +95,7 @@ class Detections:
         return cls(**empty)
 
 
-COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(Detections) if f.name != "labels")
+COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(Detections) if f.name not in ("labels", "field", "notes"))
 """Names a detection column can have, in the order in which files list them."""
 
 

@@ -35,9 +35,10 @@ from oneframe.trainer.crops import (
     sample,
 )
 from oneframe.trainer.likelihood import Likeness, best_located, bound_px
-from oneframe.trainer.lodestar_graph import COLUMNS_OUT, LodestarGraph, Threshold, choose_threshold
+from oneframe.trainer.lodestar_graph import LodestarGraph
 from oneframe.trainer.lodestar_network import LodestarNetwork, LodestarSettings, consensus, lodestar_loss
 from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, fit, one_thread
+from oneframe.trainer.peaks import Threshold, choose_threshold
 from oneframe.trainer.quality import advice, on_views, repeatability
 from oneframe.trainer.symmetry import PixelNoise, Symmetrised, pixel_noise, symmetrised, with_gradients
 from oneframe.trainer.variety import variety_on
@@ -193,7 +194,7 @@ def train_lodestar(
         method="lodestar",
         input_dtype=str(image.dtype),
         n_channels=1,
-        columns=COLUMNS_OUT,
+        columns=LodestarGraph.columns,
         threshold=chosen.value,
         object_diameter_px=round(diameter_px, 2),
         normalisation={"offset": normalisation.offset, "scale": normalisation.scale},
@@ -208,7 +209,7 @@ def train_lodestar(
             "training_s": round(time.monotonic() - start_s, 1),
         },
     )  # fmt: skip
-    return TrainedModel(graph, card, _example_of(image, boxes[0]))
+    return TrainedModel(graph, card, _example_of(image, boxes[0]), (image.shape[0], image.shape[1]))
 
 
 def _quality_card(

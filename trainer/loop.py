@@ -52,6 +52,8 @@ class Progress:
     """Time left, seconds; NaN while it is not known."""
     attempt: int = 1
     """Counts restarts, from 1."""
+    note: str = ""
+    """What the method has to say of itself, such as what it has not learned yet."""
 
 
 @contextmanager
@@ -87,6 +89,7 @@ def fit(
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
     attempt: int = 1,
+    note: Callable[[], str] = str,
 ) -> Network:
     """Train `network` in place and return a copy with its averaged weights.
 
@@ -100,6 +103,8 @@ def fit(
         Called about four times a second and after the last step.
     cancel : threading.Event, optional
         When set, the loop stops before the next step.
+    note : callable, optional
+        Gives `Progress.note`.
 
     Raises
     ------
@@ -125,7 +130,7 @@ def fit(
             last_report_s = now_s
             left = settings.n_steps - step - 1
             eta_s = (now_s - start_s) / (step + 1) * left if step >= 20 or not left else math.nan
-            on_progress(Progress(step + 1, settings.n_steps, float(loss.detach()), eta_s, attempt))
+            on_progress(Progress(step + 1, settings.n_steps, float(loss.detach()), eta_s, attempt, note()))
     return averaged
 
 

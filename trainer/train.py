@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.export.trained import TrainedModel
+from oneframe.runtime.field_reader import HologramSettings
 from oneframe.runtime.model import check_pixels
 from oneframe.trainer.boxes import box_warnings, propose_box
 from oneframe.trainer.crops import Box
+from oneframe.trainer.hologram import train_hologram
+from oneframe.trainer.hologram_network import HologramTraining
 from oneframe.trainer.lodestar import train_lodestar
 from oneframe.trainer.lodestar_network import PRESETS, LodestarSettings
 from oneframe.trainer.loop import Progress
@@ -37,6 +40,9 @@ def train(
     steps: int | None = None,
     preset: str = "default",
     pixel_size_um: float | None = None,
+    hologram: HologramSettings | None = None,
+    reference: NDArray[Any] | None = None,
+    background: str | None = None,
     source: str = "",
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
@@ -47,7 +53,7 @@ def train(
     Parameters
     ----------
     image : (H, W)
-        The snapped frame, camera pixels.
+        The snapped frame, camera pixels; (2, H, W) where a hologram comes as Re and Im.
     method : str
         `lodestar`.
     box : Box, (x, y, width, height), a sequence of these, or "auto", optional
@@ -61,10 +67,15 @@ def train(
         `default`, or `paper`: network, loss and schedule of the paper.
     pixel_size_um : float, optional
         Edge of a pixel in the sample, micrometres; goes into the card.
+    hologram : HologramSettings, optional
+        What the instrument is, if the frame is a hologram: the model then gives z and polarizability too. One box, or
+        "auto", or None for the strongest particle.
+    reference, background : optional
+        Of a hologram, as for `FieldReader`.
     source : str
         Name of the file the frame came from; goes into the card.
     **changed
-        Other settings of the method by name, see `LodestarSettings`.
+        Other settings of the method by name, see `LodestarSettings` and, for holograms, `HologramTraining`.
 
     Raises
     ------
@@ -81,14 +92,34 @@ def train(
         raise ValueError(f"expected a preset among {', '.join(PRESETS)}, got {preset!r}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
-    _check_image(image)
-    boxes = _boxes(image, box)
+    _check_image(image, n_planes=2 if hologram is not None and hologram.kind == "field" else 1)
     changed = {name: value for name, value in changed.items() if value is not None}
-    unknown = changed.keys() - {field.name for field in fields(LodestarSettings)}
+    kind = LodestarSettings if hologram is None else HologramTraining
+    unknown = changed.keys() - {field.name for field in fields(kind)}
     if unknown:
-        raise ValueError(f"expected settings of LodestarSettings, got {', '.join(sorted(unknown))}")
+        raise ValueError(f"expected settings of {kind.__name__}, got {', '.join(sorted(unknown))}; leave them out")
     if steps is not None:
         changed["n_steps"] = steps
+    if hologram is not None:
+        if preset != "default":
+            raise ValueError(f"expected the default preset for holograms, got {preset!r}; leave it out")
+        trained = train_hologram(
+            image,
+            _one_box(image, box),
+            hologram,
+            reference=reference,
+            background=background,
+            seed=seed,
+            training=replace(HologramTraining(), **changed),
+            on_progress=on_progress,
+            cancel=cancel,
+        )
+        seen = image if image.ndim == 2 else np.hypot(*image)
+        crop = _crop_record(seen, [Box(*trained.card.crop["box_xywh_px"])], source)
+        return replace(trained, card=replace(trained.card, crop=crop))
+    if reference is not None or background is not None:
+        raise ValueError("expected a reference or a background with a hologram only; say which kind: hologram=...")
+    boxes = _boxes(image, box)
     warnings = [] if box is None else [text for each in boxes for text in box_warnings(image, each)]
     trained = train_lodestar(
         image,
@@ -123,9 +154,21 @@ def _boxes(image: NDArray[Any], box: Boxes | Literal["auto"] | None) -> list[Box
     return boxes
 
 
-def _check_image(image: NDArray[Any]) -> None:
-    """Refuse what cannot be a frame of one plane."""
-    if image.ndim != 2:
+def _one_box(image: NDArray[Any], box: Boxes | Literal["auto"] | None) -> Box | Literal["auto"] | None:
+    """Return the one box of a hologram, or what stands for it."""
+    if box is None or box == "auto":
+        return "auto" if box else None
+    boxes = _boxes(image[0] if image.ndim == 3 else image, box)
+    if len(boxes) > 1:
+        raise ValueError(f"expected one box in a hologram, got {len(boxes)}; the other particles are found without")
+    return boxes[0]
+
+
+def _check_image(image: NDArray[Any], *, n_planes: int = 1) -> None:
+    """Refuse what cannot be a frame of so many planes."""
+    if n_planes > 1 and (image.ndim != 3 or len(image) != n_planes):
+        raise ValueError(f"expected {n_planes} planes ({n_planes}, H, W), got shape {image.shape}; snap the field anew")
+    if n_planes == 1 and image.ndim != 2:
         colour = "; convert colour to grey first" if image.ndim == 3 and image.shape[-1] in (3, 4) else ""
         raise ValueError(f"expected one plane (H, W), got shape {image.shape}{colour}")
     if image.dtype.name not in ("uint8", "uint16", "float32"):

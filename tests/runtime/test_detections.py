@@ -24,10 +24,11 @@ def test_columns_are_those_present_in_the_order_of_the_class():
     assert len(detections) == 2
 
 
-def test_column_names_are_all_fields_but_the_label_image():
+def test_column_names_are_all_fields_that_hold_rows():
     assert COLUMNS[:3] == ("y_px", "x_px", "score")
     assert "labels" not in COLUMNS
-    assert len(COLUMNS) == 11
+    assert len(COLUMNS) == 13
+    assert not {"field", "notes"} & set(COLUMNS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""The network's view of a field: a few planes along z, seen through a narrow pupil, `FocalPlanes`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneframe.runtime.optics import Optics
+from oneframe.runtime.refocus import Complex2D, axial_wavenumber
+
+CELL_WAVELENGTHS = 0.75
+"""Largest cell of the planes, in wavelengths."""
+BAND = 0.9
+"""Share of the cells' highest frequency that the planes keep."""
+PLANES_PER_DEPTH = 0.8
+"""Planes per depth of focus."""
+
+
+class FocalPlanes:
+    """A field propagated to a few distances, its steepest waves left out, as real channels.
+
+    The field of a particle far from focus covers a disc of some 10 um, and its phase holds z only as the pitch of
+    rings: hard to learn, and costly to look at. Propagated close to its focus a particle is a spot, and its phase
+    there tells the rest of the way. Through a pupil of NA 0.6 to 0.7 the depth of focus is 1.5 to 2 um, so that five
+    planes cover 10 um, on cells that are large and therefore few.
+
+    Parameters
+    ----------
+    optics : Optics
+        Of the field.
+    shape : (int, int)
+        Of the field; rows and columns beyond a multiple of `every` are left out.
+    every : int
+        Field pixels per cell along each axis; cell [i, j] lies on the field's pixel [every * i, every * j].
+    planes_um : sequence of float
+    """
+
+    def __init__(self, optics: Optics, shape: tuple[int, int], every: int, planes_um: tuple[float, ...]) -> None:
+        self.field_shape = shape
+        self.shape = (shape[0] // every, shape[1] // every)
+        self._part = tuple(slice(0, n * every) for n in self.shape)
+        self._every = every
+        self.kernels = plane_kernels(optics, self.shape, every, planes_um)
+        self.kernels /= every**2
+
+    def of(self, scattered: Complex2D) -> NDArray[np.float32]:
+        """Return Re of all planes, then Im of all, (2 P, h, w), of a scattered field E - 1, (H, W) complex64."""
+        from scipy import fft
+
+        spectrum = cropped(fft.fft2(scattered[self._part], overwrite_x=False), self.shape)
+        planes = fft.ifft2(spectrum * self.kernels, overwrite_x=True)
+        channels = np.empty((2, *planes.shape), np.float32)
+        channels[0], channels[1] = planes.real, planes.imag
+        return channels.reshape(-1, *self.shape)
+
+
+def cropped(spectrum: Complex2D, shape: tuple[int, int]) -> Complex2D:
+    """Return the low frequencies of a spectrum in the order of `fftfreq`, as a smaller one of this shape."""
+    rows, columns = (np.r_[0 : (n + 1) // 2, m - n // 2 : m] for n, m in zip(shape, spectrum.shape, strict=True))
+    return np.asarray(spectrum[rows[:, None], columns])
+
+
+def plane_kernels(optics: Optics, shape: tuple[int, int], every: int, planes_um: tuple[float, ...]) -> Complex2D:
+    """Return the factors (P, h, w) complex64 of the spectrum of a scattered field sampled at the cells."""
+    cell_um = every * optics.pixel_um
+    f_y, f_x = (np.fft.fftfreq(n, cell_um) for n in shape)
+    f_squared = f_y[:, None] ** 2 + f_x**2
+    axial = axial_wavenumber(optics, f_squared)
+    phase = np.remainder(np.array(planes_um)[:, None, None] * axial, 2 * np.pi)
+    return np.asarray(np.exp(1j * phase) * (f_squared <= band_per_um(optics, every) ** 2), np.complex64)
+
+
+def band_per_um(optics: Optics, every: int) -> float:
+    """Return the highest frequency that the planes keep, cycles per micrometre."""
+    return min(optics.pupil_radius_per_um, BAND / (2 * every * optics.pixel_um))
+
+
+def pixels_per_cell(optics: Optics) -> int:
+    """Return how many pixels of a field make a cell, along each axis."""
+    return max(1, math.floor(CELL_WAVELENGTHS * optics.wavelength_um / optics.pixel_um))
+
+
+def planes_for(optics: Optics, every: int, z_um: tuple[float, float]) -> tuple[float, ...]:
+    """Return the distances of the planes that cover particles from a lowest to a highest z, in micrometres."""
+    low, high = z_um
+    aperture = band_per_um(optics, every) * optics.wavelength_um
+    depth_um = optics.medium_index * optics.wavelength_um / aperture**2
+    n = max(3, round((high - low) * PLANES_PER_DEPTH / depth_um))
+    spacing_um = (high - low) / n
+    return tuple(round(low + (i + 0.5) * spacing_um, 4) for i in range(n))

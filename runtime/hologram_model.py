@@ -1,0 +1,168 @@
+"""A model for holograms: camera frames in, positions, z and polarizability out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneframe.runtime.card import ModelCard
+from oneframe.runtime.detections import Detections, Flag
+from oneframe.runtime.field_reader import FieldReader, HologramSettings
+from oneframe.runtime.focal_planes import FocalPlanes
+from oneframe.runtime.model import OnnxModel, check_pixels
+from oneframe.runtime.refine import ParticleRefiner
+
+NOISY = 1.3
+"""Noise of the field over the strongest that was trained, from which on it is told."""
+
+
+class HologramModel:
+    """The network finds the particles in planes along z, their own light tells where exactly and how much they weigh.
+
+    Each frame becomes a field (`FieldReader`), the field planes (`FocalPlanes`), the planes coarse rows (the graph);
+    each row is then measured in the field at full aperture (`ParticleRefiner`). Frames come in order: one instance
+    belongs to one run.
+
+    Parameters
+    ----------
+    network : OnnxModel
+        The graph of the model file.
+    reference : array, optional
+        A frame without particles.
+    background : str, optional
+        As for `FieldReader`.
+    refine : bool
+        False: what the network alone says.
+
+    Raises
+    ------
+    ValueError
+        If the card's settings are damaged, or reference and background do not go together.
+    """
+
+    def __init__(
+        self,
+        network: OnnxModel,
+        *,
+        reference: NDArray[Any] | None = None,
+        background: str | None = None,
+        refine: bool = True,
+    ) -> None:
+        self._network = network
+        self._reader = FieldReader(
+            HologramSettings.from_card(network.card.hologram), reference=reference, background=background
+        )
+        self._refine = refine
+        self._planes: FocalPlanes | None = None
+        self._refiner = ParticleRefiner(self._reader.settings.field_optics)
+        self._noisiest = network.card.trained_ranges["field_noise"][1]
+        self._told_noise = False
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model says of itself."""
+        return self._network.card
+
+    @property
+    def settings(self) -> HologramSettings:
+        """What the holograms must be."""
+        return self._reader.settings
+
+    @property
+    def field_noise(self) -> float:
+        """Of the field read last, per component; NaN before the first."""
+        return self._reader.noise
+
+    @property
+    def threshold(self) -> float:
+        """Lowest score that is reported, 0..1; may be changed between frames."""
+        return self._network.threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self._network.threshold = value
+
+    def detect(self, image: NDArray[Any]) -> Detections:
+        """Find the particles of the next frame.
+
+        Parameters
+        ----------
+        image : (H, W), or (2, H, W) for the kind `field`
+            Camera pixels.
+
+        Returns
+        -------
+        Detections
+            With `field`, and in `notes` what is newly wrong with the hologram.
+
+        Raises
+        ------
+        ValueError
+            If the frame does not fit the model or the reference, or nothing was imaged.
+        """
+        check_pixels(image)
+        field = self._reader.read(image)
+        if self._planes is None or self._planes.field_shape != field.shape:
+            recipe = self.card.hologram
+            shape = (field.shape[0], field.shape[1])
+            self._planes = FocalPlanes(
+                self.settings.field_optics, shape, recipe["pixels_per_cell"], tuple(recipe["planes_um"])
+            )
+        found = self._network.detect(self._planes.of(field - np.complex64(1)))
+        columns: dict[str, Any] = found.columns()
+        if self._refine and len(found):
+            columns |= self._measured(field, found)
+        return Detections(**columns, field=field, notes=tuple(self._notes(image)))
+
+    def _measured(self, field: NDArray[np.complex64], found: Detections) -> dict[str, NDArray[np.float32]]:
+        """Return the columns that the field tells better than the network."""
+        columns = found.columns()
+        per_px = self.settings.pixels_per_cell
+        at_px = np.stack([found.y_px, found.x_px], axis=1).astype(np.float64) / per_px
+        coarse_um = columns["z_um"].astype(np.float64)
+        measured = self._refiner.measure(field, at_px, coarse_um, noise=self._reader.noise)
+        z = measured.z
+        in_focus = ~(z.at_edge | z.weak)
+        flags = columns["flags"].astype(int)
+        for bad, flag in (
+            (z.weak, Flag.WEAK),
+            (z.near_neighbour, Flag.NEAR_NEIGHBOUR),
+            (z.at_edge, Flag.NO_FOCUS),
+            (z.conjugate, Flag.CONJUGATE),
+        ):
+            flags |= np.where(bad, int(flag), 0)
+        better = {
+            "y_px": (measured.yx_px[:, 0] * per_px, in_focus),
+            "x_px": (measured.yx_px[:, 1] * per_px, in_focus),
+            "sigma_y_px": (measured.sigma_yx_px[:, 0] * per_px, in_focus),
+            "sigma_x_px": (measured.sigma_yx_px[:, 1] * per_px, in_focus),
+            "z_um": (z.z_um, in_focus),
+            "sigma_z_um": (z.sigma_z_um, in_focus),
+            "polarizability_um3": (measured.polarizability_um3, in_focus),
+            "flags": (flags, np.ones(len(flags), bool)),
+        }
+        return {name: np.where(use, value, columns[name]).astype(np.float32) for name, (value, use) in better.items()}
+
+    def _notes(self, image: NDArray[Any]) -> list[str]:
+        notes = self._reader.notes(image)
+        if not self._told_noise and self._reader.noise > NOISY * self._noisiest:
+            self._told_noise = True
+            notes.append(
+                f"the field's noise is {self._reader.noise:.3g} per component, the training had at most "
+                f"{self._noisiest:.3g}: particles will be missed and z is less sure; take a new --reference, or train "
+                "on a frame of now"
+            )
+        return notes
+
+    def check_source(self, pixel_um: float | None, metadata: dict[str, Any]) -> None:
+        """Refuse frames of another instrument, as far as they tell.
+
+        Raises
+        ------
+        ValueError
+            With what was expected and what to do.
+        """
+        self.settings.check_frame(None if pixel_um is None or math.isnan(pixel_um) else pixel_um, metadata)
