@@ -7,6 +7,7 @@ import platform
 import signal
 import threading
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,20 @@ if TYPE_CHECKING:
 
 
 def snap(arguments: argparse.Namespace, console: Console) -> None:
-    """Take one frame and save it."""
+    """Take one frame and save it; of a hologram also show amplitude and phase."""
     from oneframe.acquisition.snapshot import write_snapshot
+    from oneframe.app.holograms import reader_of, settings_of, snap_field
 
     path = new_file(arguments.output, (".tif", ".tiff"))
+    picture = path.with_name(f"{path.stem}-field.png")
+    if arguments.hologram:
+        new_file(str(picture), (".png",))
     with closing(open_source(arguments.source)) as source:
         frame = snap_frame(source)
+    if arguments.pixel_size_um:
+        frame = replace(frame, pixel_size_um=arguments.pixel_size_um)
+    settings = settings_of(arguments, frame)
+    reader = None if settings is None else reader_of(arguments, settings, live=False)
     write_snapshot(path, frame)
     console.say(
         f"{path}: {frame.width} x {frame.height} px, {frame.pixels.dtype}, {_levels(frame)}, {_size(frame)}",
@@ -36,6 +45,11 @@ def snap(arguments: argparse.Namespace, console: Console) -> None:
         lowest=float(frame.pixels.min()),
         highest=float(frame.pixels.max()),
     )
+    if reader is not None:
+        try:
+            snap_field(reader, frame, picture, console)
+        except ValueError as exc:
+            raise CommandError(f"{path} is saved, but there is no picture of its field: {exc}") from exc
 
 
 def serve(arguments: argparse.Namespace, console: Console) -> None:

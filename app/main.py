@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +26,8 @@ _COMMANDS = {
     "live": ("oneframe.app.track", "live"),
     "log": ("oneframe.app.track", "log"),
     "recover": ("oneframe.app.track", "recover"),
+    "report": ("oneframe.app.report", "report"),
+    "refocus": ("oneframe.app.holograms", "refocus"),
     "serve": ("oneframe.app.frames", "serve"),
     "keys": ("oneframe.app.keys", "keys"),
 }
@@ -38,14 +42,22 @@ _EXTRAS = {
     "pycromanager": "mm",
     "pymmcore": "mm",
     "mm_test_adapters": "mm",
+    "matplotlib": "report",
 }
 
+_MOST_PLANES = 10_000
+"""Of one range of refocused planes: more is a slip of the pen."""
+
 _SOURCE_HELP = (
-    "where frames come from: sim:beads[?seed=..&frames=..&fps=..] (simulated microscope), demo: (Micro-Manager's "
-    "DemoCamera), mm:CONFIG.cfg (own MMCore), micromanager: (a running Micro-Manager), zmq+tcp://HOST:PORT[?latest=1] "
-    "(another process's serve; with ?server_key=FILE&client_key=FILE from another computer), or the path of a "
-    "recording (TIFF, NPY, AVI, MP4, OME-Zarr, NDTiff, a folder of images; ?fps= replays in real time)"
+    "where frames come from: sim:beads or sim:hologram[?seed=..&frames=..&fps=..] (simulated microscope), demo: "
+    "(Micro-Manager's DemoCamera), mm:CONFIG.cfg (own MMCore), micromanager: (a running Micro-Manager), "
+    "zmq+tcp://HOST:PORT[?latest=1] (another process's serve; with ?server_key=FILE&client_key=FILE from another "
+    "computer), or the path of a recording (TIFF, NPY, AVI, MP4, OME-Zarr, NDTiff, a folder of images; ?fps= replays "
+    "in real time)"
 )
+
+_NEGATIVE = re.compile(r"^-[\d.][\d.:eE+-]*$")
+"""Numbers and ranges that argparse would take for options, such as -5:5:0.5 or -1e-3; a blank before them says no."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,7 +86,12 @@ def parser() -> argparse.ArgumentParser:
 
     snap = command("snap", "take one frame and save it")
     snap.add_argument("source", metavar="SOURCE", help=_SOURCE_HELP)
-    snap.add_argument("-o", "--output", metavar="FILE.tif", required=True)
+    snap.add_argument(
+        "-o", "--output", metavar="FILE.tif", required=True,
+        help="new file; of a hologram FILE-field.png too, its amplitude and phase",
+    )  # fmt: skip
+    _add_pixel_size(snap)
+    _add_hologram(snap)
 
     train = command("train", "train on one frame and export the model")
     train.add_argument("frame", metavar="SNAP.tif", help="the snapped frame, one plane")
@@ -102,9 +119,11 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--alpha", type=float, help="exponent of the weight in the score (default: 0.5)")
     train.add_argument("--beta", type=float, help="exponent of the agreement in the score (default: 0.5)")
-    train.add_argument(
-        "--pixel-size-um", type=_positive, metavar="P", help="edge of a pixel in the sample, micrometres"
-    )
+    _add_pixel_size(train)
+    _add_hologram(train).add_argument(
+        "--z-range-um", nargs=2, type=_finite, metavar=("LOW", "HIGH"),
+        help="distances from the focus that the model has to know, micrometres (default: from the frame)",
+    )  # fmt: skip
 
     for name, text in (
         ("verify", "replay the self-test inside a model file"),
@@ -142,6 +161,36 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("--screenshot", metavar="FILE.png", help="save the window after 60 pictures and close it")
     for sub in (detect, live, log):
         sub.add_argument("--threshold", type=float, metavar="T", help="lowest score to report, 0 to 1")
+        _add_background(sub.add_argument_group("hologram", "of a model for holograms, whose card knows the rest"))
+
+    refocus = command("refocus", "show a hologram's amplitude and phase at other distances")
+    refocus.add_argument("image", metavar="IMAGE", help="one hologram; of a stack the page: stack.tif?page=3")
+    refocus.add_argument(
+        "--z-um", nargs="+", type=_planes, required=True, metavar="Z",
+        help="distances from the focus, micrometres, or ranges START:STOP:STEP with STOP included; a particle at +z is "
+        "in focus at +z",
+    )  # fmt: skip
+    refocus.add_argument(
+        "-o", "--output", metavar="FILE", required=True,
+        help="new .tif, a stack for ImageJ of amplitude and phase, or .png, a picture of all planes",
+    )  # fmt: skip
+    _add_pixel_size(refocus)
+    _add_hologram(refocus, required=True)
+
+    report = command("report", "plot a logged run: diffusion, z and polarizability")
+    report.add_argument("run", metavar="RUN/", help="a logged run, finished or not")
+    report.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: RUN/report)")
+    for name, metavar, text in (
+        ("calibrate-radius-um", "R", "radius of the known particles that set the scale of the polarizability"),
+        ("calibrate-index", "N", "their refractive index"),
+        ("medium-index", "N", "refractive index of the liquid (default: from the model, else 1.33)"),
+        ("radius-um", "R", "radius for the Stokes-Einstein line (default: from the calibrated polarizability)"),
+        ("temperature-k", "T", "temperature of the sample (default: 293)"),
+        ("viscosity-mpa-s", "V", "viscosity of the liquid (default: 1.002, water at 293 K)"),
+        ("dt-s", "S", "time from frame to frame (default: from the record; recordings played without ?fps= need it)"),
+    ):
+        report.add_argument(f"--{name}", type=_positive, metavar=metavar, help=text)
+    report.add_argument("--min-length", type=_count, metavar="N", help="frames a track needs to count (default: 15)")
 
     recover = command("recover", "complete the account of a run that was cut off")
     recover.add_argument("run", metavar="RUN/")
@@ -174,6 +223,44 @@ def parser() -> argparse.ArgumentParser:
         "--clients", nargs="+", default=["client"], metavar="NAME", help="who may subscribe (default: one, client)"
     )
     return top
+
+
+def _add_pixel_size(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--pixel-size-um", type=_positive, metavar="P",
+        help="edge of a pixel in the sample, micrometres (default: as the frame says)",
+    )  # fmt: skip
+
+
+def _add_hologram(sub: argparse.ArgumentParser, *, required: bool = False) -> argparse._ArgumentGroup:
+    """Add what `oneframe.app.holograms` reads, and return its group."""
+    group = sub.add_argument_group("hologram", "the frame is a hologram, or a complex field")
+    group.add_argument(
+        "--hologram", choices=["off-axis", "in-line", "field"], required=required,
+        help="off-axis: with fringes of a tilted reference wave; in-line: without; field: Re and Im, two planes, from "
+        "an instrument that demodulates",
+    )  # fmt: skip
+    group.add_argument("--wavelength-um", type=_positive, metavar="L", help="in vacuum, micrometres: 0.633 for 633 nm")
+    group.add_argument(
+        "--medium-index", type=_positive, metavar="N",
+        help="refractive index round the particles (default: as the frame says, else 1.33)",
+    )  # fmt: skip
+    group.add_argument("--na", type=_positive, metavar="A", help="numerical aperture of the objective")
+    group.add_argument(
+        "--carrier", nargs=2, type=_finite, metavar=("Y", "X"),
+        help="spatial frequency of off-axis fringes, cycles per micrometre (default: found in the hologram)",
+    )  # fmt: skip
+    _add_background(group)
+    return group
+
+
+def _add_background(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--reference", metavar="EMPTY.tif", help="a frame without particles, in the same light")
+    group.add_argument(
+        "--background", choices=["reference", "median", "polynomial", "none"],
+        help="what the field is divided by: the reference's field; the median over the last seconds; a smooth surface; "
+        "one number (default: reference where one is given, else median for a camera, polynomial for an image)",
+    )  # fmt: skip
 
 
 def _add_outputs(sub: argparse.ArgumentParser) -> None:
@@ -215,10 +302,15 @@ def _add_outputs(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of a call."""
+    return parser().parse_args([_NEGATIVE.sub(r" \g<0>", word) for word in words])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return 0 for success, 2 for a wrong call, 1 for a failure explained in one sentence."""
     try:
-        arguments = parser().parse_args(argv)
+        arguments = parse(sys.argv[1:] if argv is None else argv)
     except SystemExit as exc:  # argparse has said what is wrong, or shown the help
         return int(exc.code or 0)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
@@ -291,6 +383,30 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
     return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text}")
+    return value
+
+
+def _planes(text: str) -> tuple[float, ...]:
+    """Return the distances that Z or START:STOP:STEP names, STOP included."""
+    try:
+        start, stop, step = [_finite(word) for word in (text.split(":") if ":" in text else (text, text, "1"))]
+    except (ValueError, argparse.ArgumentTypeError):
+        start, stop, step = 0.0, 0.0, 0.0
+    if step <= 0 or stop < start:
+        raise argparse.ArgumentTypeError(
+            f"expected micrometres, Z or START:STOP:STEP from low to high such as -5:5:0.5, got {text.strip()}; IMAGE "
+            "goes before --z-um"
+        )
+    n_steps = (stop - start) / step + 1e-6
+    if n_steps > _MOST_PLANES:
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST_PLANES} planes, got {n_steps:.0f}; use a larger STEP")
+    return tuple(round(start + i * step, 9) for i in range(int(n_steps) + 1))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from oneframe.runtime.card import ModelCard
 def train(arguments: argparse.Namespace, console: Console) -> None:
     """Train on one box of one frame and export the model."""
     path = new_file(arguments.output, (".onnx",))
-    from oneframe.acquisition.recording import read_image
+    from oneframe.app.holograms import background_of, read_frame, reference_of, settings_of
 
-    frame = read_image(arguments.frame)
+    frame = read_frame(arguments.frame, arguments.hologram or "")
+    hologram = settings_of(arguments, frame)
     from oneframe.export import export
     from oneframe.trainer import Progress
     from oneframe.trainer import train as train_on
@@ -27,10 +28,11 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
     previous = signal.signal(signal.SIGINT, lambda *_: cancel.set())
 
     def show(progress: Progress) -> None:
-        retry = f", attempt {progress.attempt}" if progress.attempt > 1 else ""
+        more = f", attempt {progress.attempt}" if progress.attempt > 1 else ""
+        more += f", {progress.note}" if progress.note else ""
         console.tick(
             lambda: (
-                f"training {bar(progress.step, progress.n_steps)} {progress.step}/{progress.n_steps}{retry}, "
+                f"training {bar(progress.step, progress.n_steps)} {progress.step}/{progress.n_steps}{more}, "
                 f"loss {progress.loss:.3f}, {duration(progress.eta_s)} left"
             ),
             last=progress.step == progress.n_steps,
@@ -40,6 +42,7 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
             loss=progress.loss,
             eta_s=progress.eta_s,
             attempt=progress.attempt,
+            note=progress.note,
         )
 
     start_s = time.monotonic()
@@ -51,6 +54,9 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
             seed=arguments.seed,
             steps=arguments.steps,
             preset=arguments.preset,
+            hologram=hologram,
+            reference=None if hologram is None else reference_of(arguments, hologram.kind),
+            background=None if hologram is None else background_of(arguments, live=False),
             pixel_size_um=arguments.pixel_size_um or frame.pixel_size_um,
             source=arguments.frame,
             on_progress=show,
@@ -61,6 +67,7 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
             noise=arguments.noise,
             alpha=arguments.alpha,
             beta=arguments.beta,
+            z_range_um=arguments.z_range_um and tuple(arguments.z_range_um),
         )
     finally:
         signal.signal(signal.SIGINT, previous)
@@ -85,6 +92,8 @@ def quality_lines(quality: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the quality card as (name, value), the advice last."""
     if "advice" not in quality:
         return [("quality", _facts(quality))]
+    if "view_z_rmse_um" in quality:
+        return _hologram_lines(quality)
 
     def px(name: str) -> str:
         value = quality[name]
@@ -99,6 +108,42 @@ def quality_lines(quality: dict[str, Any]) -> list[tuple[str, str]]:
             f"{100 * quality['found_again']:.0f} % found again each time",
         ),
         ("found on this frame", f"{quality['detections_on_frame']}"),
+        ("threshold", f"lowest score above it {quality['threshold_gap']:.1f} times the highest below it"),
+        *(("warning", text) for text in quality["warnings"]),
+        (quality["advice"], quality["advice_sentence"]),
+    ]
+
+
+def _hologram_lines(quality: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the quality card of a model for holograms."""
+    lines = [
+        (
+            "the particle",
+            f"signal {quality['signal']:.2g} of the background, in focus at z {quality['particle_z_um']:+.2f} um, "
+            f"{quality['particle_polarizability_um3']:.3g} um^3",
+        ),
+        ("field noise", f"{quality['field_noise']:.2g} per component"),
+        (
+            "error of the network",
+            f"x, y {quality['view_rmse_um']:.3f} um per axis, z {quality['view_z_rmse_um']:.3f} um, signal "
+            f"{100 * quality['view_log_signal_rmse']:.1f} % (on views; the field is measured on top)",
+        ),
+    ]
+    if "repropagated_z_rmse_um" in quality:
+        lines.append(
+            (
+                "self-test on this frame",
+                f"propagated by known distances z follows within {quality['repropagated_z_rmse_um']:.3f} um, scaled "
+                f"the signal within {100 * quality['rescaled_log_rmse']:.1f} %; "
+                f"{100 * quality['found_again']:.0f} % found again",
+            )
+        )
+    return [
+        *lines,
+        (
+            "found on this frame",
+            f"{quality['detections_on_frame']} of {quality['particles_on_frame']} in focus somewhere",
+        ),
         ("threshold", f"lowest score above it {quality['threshold_gap']:.1f} times the highest below it"),
         *(("warning", text) for text in quality["warnings"]),
         (quality["advice"], quality["advice_sentence"]),
@@ -129,9 +174,9 @@ def verify(arguments: argparse.Namespace, console: Console) -> None:
 
 def info(arguments: argparse.Namespace, console: Console) -> None:
     """Show the model card."""
-    from oneframe.runtime import load_model
+    from oneframe.runtime.model import load_graph
 
-    card = load_model(arguments.model).card
+    card = load_graph(arguments.model).card
     if console.as_json:
         print(card.to_json())
         return
@@ -140,13 +185,12 @@ def info(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _lines(card: ModelCard) -> list[tuple[str, str]]:
-    plane = "one plane (H, W)" if card.n_channels == 1 else f"{card.n_channels} planes (C, H, W)"
     pixel = "unknown" if card.pixel_size_um is None else f"{card.pixel_size_um:g} um"
     box = card.crop.get("box_xywh_px")
     learned = f"{card.crop.get('file') or 'an image'}, box x y w h = {' '.join(map(str, box))} px" if box else "unknown"
     return [
         ("method", card.method),
-        ("takes", f"{card.input_dtype} camera pixels, {plane}, any size"),
+        ("takes", _input(card)),
         ("gives", ", ".join(card.columns)),
         ("object", f"{card.object_diameter_px:g} px across"),
         ("threshold", f"{card.threshold:g} (score 0 to 1)"),
@@ -158,6 +202,19 @@ def _lines(card: ModelCard) -> list[tuple[str, str]]:
         ("versions", _facts(card.versions)),
         ("created", card.created),
     ]
+
+
+def _input(card: ModelCard) -> str:
+    """Return what a user feeds the model with."""
+    if card.hologram:
+        optics = ", ".join(f"{name} {value:g}" for name, value in card.optics.items())
+        low, high = card.trained_ranges["z_um"]
+        return (
+            f"{card.hologram['kind']} holograms ({optics}), refocused by oneframe to {len(card.hologram['planes_um'])} "
+            f"planes; z from {low:g} to {high:g} um"
+        )
+    plane = "one plane (H, W)" if card.n_channels == 1 else f"{card.n_channels} planes (C, H, W)"
+    return f"{card.input_dtype} camera pixels, {plane}, any size"
 
 
 def _facts(facts: dict[str, Any]) -> str:

@@ -19,22 +19,24 @@ import numpy as np
 from oneframe.acquisition import BadFrameError, EndOfStream, Frame, FrameSource, open_source
 from oneframe.app.console import CommandError, Console
 from oneframe.app.frames import new_file
+from oneframe.app.holograms import background_of, reference_of
 from oneframe.app.outputs import outputs_of
-from oneframe.runtime import Detections, OnnxModel, load_model
+from oneframe.runtime import Detections, HologramModel, OnnxModel
 from oneframe.runtime.account import Account, Status, StatusBoard
 from oneframe.runtime.display import DisplaySink, start_viewer
 from oneframe.runtime.drift import ALIKE
 from oneframe.runtime.link import FrameLinker, LinkSettings
+from oneframe.runtime.model import load_graph
 from oneframe.runtime.pipeline import Ended, Pipeline
 from oneframe.runtime.record import RunRecord, complete_run, recover_run
-from oneframe.runtime.seams import Analysed, Noted, Sink
+from oneframe.runtime.seams import Analysed, ChecksFrames, Noted, Sink
 
 
 def detect(arguments: argparse.Namespace, console: Console) -> None:
     """Find the objects of images and stacks and write one table."""
     path = new_file(arguments.output, (".csv", ".parquet"))
     overlay = None if arguments.overlay is None else new_file(arguments.overlay, (".png",))
-    model = load_model(arguments.model, threshold=arguments.threshold)
+    model = open_model(arguments, live=False)
     table = _Table(model)
     bad: list[str] = []
     for name in arguments.images:
@@ -43,11 +45,15 @@ def detect(arguments: argparse.Namespace, console: Console) -> None:
                 try:
                     if frame is None:
                         raise ValueError(trouble)
+                    if isinstance(model, ChecksFrames):
+                        model.check(frame)
                     detections = model.detect(frame.pixels)
                 except ValueError as exc:
                     where = f"{name} frame {frame.index}" if frame is not None else name
                     bad.append(f"{where}: {exc}")
                     continue
+                for text in detections.notes:
+                    console.say(f"{name} frame {frame.index}: {text}", event="note", frame=frame.index, note=text)
                 table.add(name, frame, detections)
                 if overlay is not None:
                     _draw(overlay, frame, detections, model)
@@ -71,6 +77,25 @@ def detect(arguments: argparse.Namespace, console: Console) -> None:
         raise CommandError(f"{len(bad)} frames could not be used, the others are in {path}; the first: {bad[0]}")
 
 
+def open_model(arguments: argparse.Namespace, *, live: bool) -> OnnxModel | HologramModel:
+    """Return the model that the arguments name; `live` for frames that follow each other.
+
+    Raises
+    ------
+    CommandError
+        If a reference or a background is given to a model that takes camera images.
+    ModelFileError, ValueError
+        If the file or the reference cannot be used.
+    """
+    graph = load_graph(arguments.model, threshold=arguments.threshold, threads=getattr(arguments, "threads", None))
+    if graph.card.hologram:
+        reference = reference_of(arguments, graph.card.hologram["kind"])
+        return HologramModel(graph, reference=reference, background=background_of(arguments, live=live))
+    if arguments.reference is not None or arguments.background is not None:
+        raise CommandError(f"expected no reference or background: {arguments.model} takes camera images; leave it out")
+    return graph
+
+
 def _each(source: FrameSource) -> Iterator[tuple[Frame | None, str]]:
     """Yield every frame, or for one that cannot be used the reason."""
     while True:
@@ -88,7 +113,7 @@ def _each(source: FrameSource) -> Iterator[tuple[Frame | None, str]]:
 class _Table:
     """Detections of many images on their way to one file."""
 
-    def __init__(self, model: OnnxModel) -> None:
+    def __init__(self, model: OnnxModel | HologramModel) -> None:
         self._model = model
         self._columns: dict[str, list[Any]] = {}
         self.n_frames = 0
@@ -134,15 +159,19 @@ def _write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
     parquet.write_table(pyarrow.table(columns), path)
 
 
-def _draw(path: Path, frame: Frame, detections: Detections, model: OnnxModel) -> None:
+def _draw(path: Path, frame: Frame, detections: Detections, model: OnnxModel | HologramModel) -> None:
     from oneframe.runtime.overlay import draw_overlay, write_png
 
-    write_png(path, draw_overlay(frame.pixels, detections, diameter_px=model.card.ring_diameter_px))
+    pixels = frame.pixels
+    if detections.field is not None and isinstance(model, HologramModel):  # fringes hide what is to be seen
+        enlarge = np.ones((model.settings.pixels_per_cell,) * 2, np.float32)
+        pixels = np.kron(np.abs(detections.field), enlarge)
+    write_png(path, draw_overlay(pixels, detections, diameter_px=model.card.ring_diameter_px))
 
 
 def log(arguments: argparse.Namespace, console: Console) -> None:
     """Run a model on a source without a window and write every frame's fate to a folder."""
-    model = load_model(arguments.model, threshold=arguments.threshold, threads=arguments.threads)
+    model = open_model(arguments, live=True)
     ended = run_pipeline(arguments, model, {}, console)
     _report(ended, arguments, console)
 
@@ -150,7 +179,7 @@ def log(arguments: argparse.Namespace, console: Console) -> None:
 def live(arguments: argparse.Namespace, console: Console) -> None:
     """Show positions on the live camera view; with an output folder also log them."""
     screenshot = None if arguments.screenshot is None else new_file(arguments.screenshot, (".png",))
-    model = load_model(arguments.model, threshold=arguments.threshold, threads=arguments.threads)
+    model = open_model(arguments, live=True)
     board = StatusBoard()
     display = DisplaySink(status=board)
     try:
@@ -196,7 +225,7 @@ def _when_closed(viewer: subprocess.Popen[bytes], pipeline: Pipeline, console: C
 
 def run_pipeline(
     arguments: argparse.Namespace,
-    model: OnnxModel,
+    model: OnnxModel | HologramModel,
     sinks: dict[str, Sink],
     console: Console,
     *,

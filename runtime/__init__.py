@@ -2,6 +2,8 @@
 
 from oneframe.runtime.card import ModelCard
 from oneframe.runtime.detections import Detections, Tracks
-from oneframe.runtime.model import ModelFileError, OnnxModel, load_model
+from oneframe.runtime.hologram_model import HologramModel
+from oneframe.runtime.load import load_model
+from oneframe.runtime.model import ModelFileError, OnnxModel
 
-__all__ = ["Detections", "ModelCard", "ModelFileError", "OnnxModel", "Tracks", "load_model"]
+__all__ = ["Detections", "HologramModel", "ModelCard", "ModelFileError", "OnnxModel", "Tracks", "load_model"]

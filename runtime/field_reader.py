@@ -143,6 +143,7 @@ class FieldReader:
         self._smooth: Complex2D | None = None
         self._shape: tuple[int, ...] = ()
         self._n_read = 0
+        self._found_here = False  # the carrier, in the first frame itself
         self._told: set[str] = set()
 
     def read(self, image: NDArray[Any]) -> Complex2D:
@@ -176,7 +177,7 @@ class FieldReader:
         if self._n_read % EVERY == 1:
             if self.settings.kind != "field":
                 found.append(saturation_warning(image))
-            if self._demodulator:
+            if self._demodulator and (self._n_read > 1 or not self._found_here):
                 found.append(self._demodulator.drift_warning(self._demodulator.field(image)))
         kinds = [text.split(":")[0] for text in found]  # the numbers behind it change from frame to frame
         fresh = [text for text, kind in zip(found, kinds, strict=True) if text and kind not in self._told]
@@ -198,6 +199,7 @@ class FieldReader:
             )
         if self.settings.kind == "off-axis":
             sharpest = image if self._reference is None else self._reference
+            self._found_here = self.settings.carrier_yx_per_um is None and self._reference is None
             carrier = self.settings.carrier_yx_per_um or find_carrier(sharpest, self.settings.optics)
             self.settings = replace(self.settings, carrier_yx_per_um=carrier)
             self._demodulator = OffAxisDemodulator(self.settings.optics, (image.shape[0], image.shape[1]), carrier)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from oneframe.acquisition import Frame
 from oneframe.runtime.card import ModelCard
 from oneframe.runtime.detections import Detections, Flag
 from oneframe.runtime.field_reader import FieldReader, HologramSettings
@@ -17,6 +17,10 @@ from oneframe.runtime.refine import ParticleRefiner
 
 NOISY = 1.3
 """Noise of the field over the strongest that was trained, from which on it is told."""
+
+
+AMPLE = 1.4
+"""Of the trained z, for which the crops are made: those of particles at its ends must hold more than half the light."""
 
 
 class HologramModel:
@@ -56,8 +60,7 @@ class HologramModel:
             HologramSettings.from_card(network.card.hologram), reference=reference, background=background
         )
         self._refine = refine
-        self._planes: FocalPlanes | None = None
-        self._refiner = ParticleRefiner(self._reader.settings.field_optics)
+        self._tools: tuple[FocalPlanes, ParticleRefiner] | None = None
         self._noisiest = network.card.trained_ranges["field_noise"][1]
         self._told_noise = False
 
@@ -105,32 +108,41 @@ class HologramModel:
         """
         check_pixels(image)
         field = self._reader.read(image)
-        if self._planes is None or self._planes.field_shape != field.shape:
-            recipe = self.card.hologram
-            shape = (field.shape[0], field.shape[1])
-            self._planes = FocalPlanes(
-                self.settings.field_optics, shape, recipe["pixels_per_cell"], tuple(recipe["planes_um"])
-            )
-        found = self._network.detect(self._planes.of(field - np.complex64(1)))
+        if self._tools is None or self._tools[0].field_shape != field.shape:
+            self._tools = self._make_tools((field.shape[0], field.shape[1]))
+        planes, refiner = self._tools
+        found = self._network.detect(planes.of(field - np.complex64(1)))
         columns: dict[str, Any] = found.columns()
         if self._refine and len(found):
-            columns |= self._measured(field, found)
+            columns |= self._measured(refiner, field, found)
         return Detections(**columns, field=field, notes=tuple(self._notes(image)))
 
-    def _measured(self, field: NDArray[np.complex64], found: Detections) -> dict[str, NDArray[np.float32]]:
+    def _make_tools(self, shape: tuple[int, int]) -> tuple[FocalPlanes, ParticleRefiner]:
+        """Prepare for fields of this shape."""
+        optics, card = self.settings.field_optics, self.card
+        planes = FocalPlanes(optics, shape, card.hologram["pixels_per_cell"], tuple(card.hologram["planes_um"]))
+        low, high = (AMPLE * z_um for z_um in card.trained_ranges["z_um"])
+        refiner = ParticleRefiner.for_optics(optics, z_um=(low, high), shape=shape, spheres=card.hologram["spheres"])
+        return planes, refiner
+
+    def _measured(
+        self, refiner: ParticleRefiner, field: NDArray[np.complex64], found: Detections
+    ) -> dict[str, NDArray[np.float32]]:
         """Return the columns that the field tells better than the network."""
         columns = found.columns()
         per_px = self.settings.pixels_per_cell
         at_px = np.stack([found.y_px, found.x_px], axis=1).astype(np.float64) / per_px
         coarse_um = columns["z_um"].astype(np.float64)
-        measured = self._refiner.measure(field, at_px, coarse_um, noise=self._reader.noise)
+        measured = refiner.measure(field, at_px, coarse_um, noise=self._reader.noise)
         z = measured.z
-        in_focus = ~(z.at_edge | z.weak)
+        in_focus = ~(z.at_edge | z.weak) & np.isfinite(measured.sigma_yx_px).all(axis=1)
+        weighed = in_focus & np.isfinite(measured.polarizability_um3)
         flags = columns["flags"].astype(int)
         for bad, flag in (
             (z.weak, Flag.WEAK),
             (z.near_neighbour, Flag.NEAR_NEIGHBOUR),
-            (z.at_edge, Flag.NO_FOCUS),
+            (~in_focus & ~z.weak, Flag.NO_FOCUS),
+            (in_focus & ~weighed, Flag.OUTSIDE_SIGNAL),
             (z.conjugate, Flag.CONJUGATE),
         ):
             flags |= np.where(bad, int(flag), 0)
@@ -141,7 +153,7 @@ class HologramModel:
             "sigma_x_px": (measured.sigma_yx_px[:, 1] * per_px, in_focus),
             "z_um": (z.z_um, in_focus),
             "sigma_z_um": (z.sigma_z_um, in_focus),
-            "polarizability_um3": (measured.polarizability_um3, in_focus),
+            "polarizability_um3": (measured.polarizability_um3, weighed),
             "flags": (flags, np.ones(len(flags), bool)),
         }
         return {name: np.where(use, value, columns[name]).astype(np.float32) for name, (value, use) in better.items()}
@@ -157,12 +169,12 @@ class HologramModel:
             )
         return notes
 
-    def check_source(self, pixel_um: float | None, metadata: dict[str, Any]) -> None:
-        """Refuse frames of another instrument, as far as they tell.
+    def check(self, frame: Frame) -> None:
+        """Refuse a frame of another instrument, as far as it tells where it comes from.
 
         Raises
         ------
         ValueError
-            With what was expected and what to do.
+            As `HologramSettings.check_frame`.
         """
-        self.settings.check_frame(None if pixel_um is None or math.isnan(pixel_um) else pixel_um, metadata)
+        self.settings.check_frame(frame.pixel_size_um, frame.metadata)

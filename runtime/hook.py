@@ -311,8 +311,8 @@ class AcquisitionHook:
                 pixels, metadata = _read(image.dataset, image.axes)
                 image.pixel_size_um = _pixel_size_um(metadata)
             detections, fate, reason = self._model.detect(pixels), "analysed", ""
-            if self._on_detections is None:  # a label image is as large as the pixels
-                detections = replace(detections, labels=None)
+            if self._on_detections is None:  # a label image and a field are as large as the pixels
+                detections = replace(detections, labels=None, field=None)
         except Exception as exc:  # one bad image must not end an acquisition of a night
             reason = str(exc) if isinstance(exc, ValueError) else f"{type(exc).__name__}: {exc}"
         with self._changed:

@@ -1,4 +1,4 @@
-"""A model file becomes a ready `Model`: camera pixels in, `Detections` out, through ONNX Runtime."""
+"""The graph of a model file, ready to run in ONNX Runtime: pixels in, `Detections` out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ModelFileError(Exception):
 
 
 class OnnxModel:
-    """A model file, loaded and ready. Made by `load_model`."""
+    """A model file, loaded and ready. Made by `load_model` or `load_graph`."""
 
     def __init__(self, session: ort.InferenceSession, card: ModelCard, threshold: float | None) -> None:
         self._session = session
@@ -121,10 +121,10 @@ def _in_range(image: NDArray[Any], dtype: np.dtype[Any]) -> bool:
     return bool(image.min() >= limits.min and image.max() <= limits.max)
 
 
-def load_model(
+def load_graph(
     path: str | os.PathLike[str], *, threshold: float | None = None, threads: int | None = None
 ) -> OnnxModel:
-    """Load a model file.
+    """Load the graph of a model file, whatever its input; `load_model` gives what takes camera frames.
 
     Parameters
     ----------

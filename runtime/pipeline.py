@@ -18,7 +18,7 @@ import numpy as np
 from oneframe.acquisition import BadFrameError, EndOfStream, Frame, FrameSource, SourceError
 from oneframe.runtime.account import Account, Status
 from oneframe.runtime.drift import DriftWatch
-from oneframe.runtime.seams import Analysed, Linker, Missed, Model, Noted, Sink
+from oneframe.runtime.seams import Analysed, ChecksFrames, Linker, Missed, Model, Noted, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,8 @@ class Pipeline:
         frame = arrival.frame
         start_s = time.perf_counter()
         try:
+            if isinstance(self._model, ChecksFrames):
+                self._model.check(frame)
             detections = self._model.detect(frame.pixels)
             inference_s = time.perf_counter() - start_s
             tracks = self._linker.link(detections, frame.index)
@@ -183,6 +185,8 @@ class Pipeline:
             return
         age_s = time.time() - frame.time_s if self._live else time.monotonic() - arrival.arrived_s
         self._books.analysed(age_s, len(tracks))
+        for text in detections.notes:
+            self._note(frame, text)
         drift = None if self._watch is None else self._watch.add(tracks)
         analysed = Analysed(frame, tracks, age_s, inference_s, drift)
         for sink in self._sinks.values():
@@ -248,11 +252,13 @@ class Pipeline:
             notes.append(f"this computer's clock was set by {jump_s:+.1f} s")
         self._clock_s = clock_s
         for text in notes:
-            logger.warning("frame %s: %s", frame.index, text)
-            noted = Noted(frame.index, frame.time_s, text)
-            self._books.noted(text)
-            for sink in self._sinks.values():
-                sink.put(noted)
+            self._note(frame, text)
+
+    def _note(self, frame: Frame, text: str) -> None:
+        logger.info("frame %s: %s", frame.index, text)
+        self._books.noted(text)
+        for sink in self._sinks.values():
+            sink.put(Noted(frame.index, frame.time_s, text))
 
     def _lose(self, gap: tuple[int, int], reason: str) -> None:
         first, n_lost = gap
@@ -504,4 +510,7 @@ class _SinkThread:
 
 def _pixel_bytes(entry: _Entry) -> int:
     """Memory that a queued entry keeps from being freed."""
-    return entry.frame.pixels.nbytes if isinstance(entry, Analysed) else 0
+    if not isinstance(entry, Analysed):
+        return 0
+    field = entry.tracks.detections.field
+    return entry.frame.pixels.nbytes + (0 if field is None else field.nbytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -28,6 +28,21 @@ class Model(Protocol):
         ------
         ValueError
             If the model does not take this image; the text says why and what to do.
+        """
+        ...
+
+
+@runtime_checkable
+class ChecksFrames(Protocol):
+    """A model that depends on what the frame comes from, not on its pixels alone."""
+
+    def check(self, frame: Frame) -> None:
+        """Refuse a frame of another instrument than the model was trained for.
+
+        Raises
+        ------
+        ValueError
+            With what differs and what to do.
         """
         ...
 

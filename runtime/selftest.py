@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.runtime.detections import COLUMNS, Detections
-from oneframe.runtime.model import ModelFileError, OnnxModel, load_model
+from oneframe.runtime.model import ModelFileError, OnnxModel, load_graph
 
 METADATA_KEY = "oneframe.selftest"
 
@@ -87,7 +87,7 @@ def verify_model(path: str) -> tuple[OnnxModel, SelfTestResult]:
     ModelFileError
         If the file cannot be loaded or has no readable self-test.
     """
-    model = load_model(path)
+    model = load_graph(path)
     text = model.metadata.get(METADATA_KEY)
     if text is None:
         raise ModelFileError(f"{path} has no self-test; export the model again")

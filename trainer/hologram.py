@@ -39,7 +39,7 @@ from oneframe.trainer.hologram_views import FocusedParticle, ViewMaker, focused_
 from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, fit, one_thread
 from oneframe.trainer.peaks import Threshold, choose_threshold
 
-REACH_UM = (-5.0, 5.0)
+REACH_UM = (-5.5, 5.5)
 """z that is always covered round the plane of focus, at a depth of focus of `REACH_DEPTH_UM`."""
 REACH_DEPTH_UM = 1.67
 MARGIN_UM = 1.0
@@ -135,6 +135,7 @@ def train_hologram(
         If `cancel` was set.
     """
     start_s = time.monotonic()
+    _check_z_range(training.z_range_um, in_line=settings.kind == "in-line")
     lesson, notes = _lesson(image, box, settings, reference, background, training)
     tried: list[str] = []
     for attempt in range(1, training.max_attempts + 1):
@@ -180,6 +181,7 @@ def train_hologram(
             "background": reader.background,
             "pixels_per_cell": lesson.every,
             "planes_um": lesson.planes_um,
+            "spheres": training.spheres,
         },
         trained_ranges={
             "z_um": views.z_um,
@@ -223,13 +225,14 @@ def _lesson(
             turned = replace(settings, carrier_yx_per_um=(-y_per_um, -x_per_um))
             return _lesson(image, box, turned, reference, background, training)
     spot = pick(spots, box, settings.pixels_per_cell, _shape(field), optics.pixel_um)
-    refiner = ParticleRefiner(optics)
-    at = np.array([[spot.y_px, spot.x_px]])
-    focus = refiner.refine_z(field, at, spot.z_um, noise=reader.noise)
-    z_um = spot.z_um if focus.at_edge[0] else float(focus.z_um[0])
-    at, _ = refiner.refine_yx(field, at, np.array([z_um]), noise=reader.noise)
-    polarizability, _ = refiner.polarizability_um3(field, at, z_um, noise=reader.noise)
-    refocused = Refocuser(optics, _shape(field)).refocus(field, z_um)
+    refocuser = Refocuser(optics, _shape(field))
+    refiner = ParticleRefiner.for_optics(optics, z_um=(0, 0), shape=_shape(field), spheres=training.spheres)
+    z_um, at = spot.z_um, np.array([[spot.y_px, spot.x_px]])
+    for _ in range(2):  # close to focus all of its light is near
+        refocused = refocuser.refocus(field, z_um)
+        measured = refiner.measure(refocused, at, 0.0, noise=reader.noise)
+        z_um, at = z_um + float(measured.z.z_um[0]), measured.yx_px
+    refocused = refocuser.refocus(field, z_um)
     yx_px = float(at[0, 0]), float(at[0, 1])
     particle = focused_particle(refocused, yx_px, optics, every, reader.noise)
     spot = replace(spot, y_px=yx_px[0], x_px=yx_px[1], z_um=z_um)
@@ -249,8 +252,23 @@ def _lesson(
         shift_cells=training.shift_cells,
         in_line=in_line,
     )  # fmt: skip
-    lesson = Lesson(field, reader, every, planes, spot, len(spots), particle, float(polarizability[0]), depth_um, views)
+    lesson = Lesson(
+        field, reader, every, planes, spot, len(spots), particle, float(measured.polarizability_um3[0]), depth_um, views
+    )
     return lesson, notes
+
+
+def _check_z_range(z_um: tuple[float, float] | None, *, in_line: bool) -> None:
+    if z_um is None:
+        return
+    low, high = z_um
+    if not low < high:
+        raise ValueError(f"expected a z range from low to high, got {low:g} to {high:g} um; swap or widen it")
+    if in_line and low < 0 < high:
+        raise ValueError(
+            f"expected a z range on one side of focus, got {low:g} to {high:g} um: an in-line hologram does not tell "
+            "+z from -z; move the focus out of the sample and train on one side"
+        )
 
 
 def _strongest(spots: Sequence[Spot], box: Box | Literal["auto"] | None, settings: HologramSettings) -> float:
@@ -300,7 +318,7 @@ def _train_once(
         training.n_steps, peak_learning_rate=training.peak_learning_rate, averaging=training.averaging
     )
     trained = fit(network, loss, settings, on_progress=on_progress, cancel=cancel, attempt=attempt, note=note)
-    return trained.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload, no-any-return]
+    return trained.to(memory_format=torch.contiguous_format).eval()  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

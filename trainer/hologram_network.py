@@ -17,7 +17,7 @@ from oneframe.trainer.peaks import PeakGraph
 class HologramTraining:
     """Settings of one training on a hologram."""
 
-    n_steps: int = 2000
+    n_steps: int = 3000
     """Gradient steps."""
     n_views: int = 8
     """Views a step."""
@@ -27,6 +27,8 @@ class HologramTraining:
     """3x3 convolutions; the planes bring every particle close to focus, so that few cells tell all."""
     z_range_um: tuple[float, float] | None = None
     """Lowest and highest z; None: from the frame."""
+    spheres: bool = True
+    """Give the polarizability for homogeneous spheres; otherwise the light straight ahead, without a model."""
     reach_cells: int = 2
     """Distance from the particle within which cells have a say."""
     shift_cells: float = 2.0

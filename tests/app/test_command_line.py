@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from microscope import SCENE
 
-from oneframe.app.main import main
+from oneframe.app.main import main, parse
 from oneframe.runtime.record import read_run
 
 
@@ -222,10 +222,28 @@ def test_bad_input_gets_one_sentence_and_exit_code_1(capsys, files, argv, messag
         ["train", "snap.tif", "-o", "m.onnx", "--steps", "0"],
         ["log", "m.onnx", "--source", "sim:beads", "-o", "run", "--frames", "2", "--seconds", "3"],
         ["log", "m.onnx", "--source", "sim:beads"],
+        ["refocus", "a.tif", "--z-um", "1", "-o", "b.png"],
+        ["refocus", "a.tif", "--hologram", "in-line", "-o", "b.png"],
+        ["refocus", "--hologram", "in-line", "-o", "b.png", "--z-um", "1", "a.tif"],
+        ["refocus", "a.tif", "--hologram", "in-line", "-o", "b.png", "--z-um", "5:-5:1"],
+        ["refocus", "a.tif", "--hologram", "in-line", "-o", "b.png", "--z-um", "-5:5:0"],
+        ["refocus", "a.tif", "--hologram", "in-line", "-o", "b.png", "--z-um", "-5:5"],
+        ["refocus", "a.tif", "--hologram", "in-line", "-o", "b.png", "--z-um", "nan"],
+        ["refocus", "a.tif", "--hologram", "in-line", "-o", "b.png", "--z-um", "0:5:1e-9"],
+        ["snap", "sim:hologram", "--hologram", "lens-less", "-o", "a.tif"],
+        ["snap", "sim:hologram", "--carrier", "1", "-o", "a.tif"],
+        ["train", "a.tif", "-o", "m.onnx", "--z-range-um", "-3"],
     ],
 )
 def test_a_wrong_call_ends_with_2(capsys, argv):
     assert "usage: oneframe" in fails(capsys, *argv, code=2)
+
+
+def test_negative_numbers_are_no_options():
+    words = "train a.tif -o m.onnx --seed -3 --z-range-um -4.5 -1e-1 --carrier -2.9 2.9 --box -1 2 30 30"
+    parsed = parse(words.split())
+    assert (parsed.seed, parsed.z_range_um, parsed.carrier) == (-3, [-4.5, -0.1], [-2.9, 2.9])
+    assert parsed.box == [(-1, 2, 30, 30)]
 
 
 def test_a_missing_extra_names_the_pip_line(tmp_path, snap_file):
@@ -244,7 +262,7 @@ def test_help_answers_without_numpy_torch_or_qt():
     check = (
         "import sys\n"
         "from oneframe.app.main import main\n"
-        "assert main(['--help']) == 0 and main(['train', '--help']) == 0\n"
+        "assert main(['--help']) == 0 and main(['train', '--help']) == main(['refocus', '--help']) == 0\n"
         "heavy = {'numpy', 'torch', 'onnx', 'onnxruntime', 'cv2', 'scipy', 'PySide6', 'pyqtgraph'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -1,0 +1,50 @@
+"""A model file becomes a ready `Model`: camera pixels in, `Detections` out."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from numpy.typing import NDArray
+
+from oneframe.runtime.hologram_model import HologramModel
+from oneframe.runtime.model import ModelFileError, OnnxModel, load_graph
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    threshold: float | None = None,
+    threads: int | None = None,
+    reference: NDArray[Any] | None = None,
+    background: str | None = None,
+) -> OnnxModel | HologramModel:
+    """Load a model file.
+
+    Parameters
+    ----------
+    path : path
+        An `.onnx` file made by `oneframe train`.
+    threshold : float, optional
+        Lowest score to report, 0..1, in place of the card's.
+    threads : int, optional
+        CPU threads for one frame; by default what ONNX Runtime chooses.
+    reference, background : optional
+        Of a model for holograms, as for `FieldReader`.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, truncated, not ONNX, or not made by oneframe.
+    ValueError
+        If reference and background do not go together, or the model takes no holograms.
+    """
+    graph = load_graph(path, threshold=threshold, threads=threads)
+    if graph.card.hologram:
+        try:
+            return HologramModel(graph, reference=reference, background=background)
+        except KeyError as exc:
+            raise ModelFileError(f"{path}: the card lacks {exc} of its hologram settings; export it again") from exc
+    if reference is not None or background is not None:
+        raise ValueError(f"expected no reference or background: {path} takes camera images; leave it out")
+    return graph
