@@ -181,7 +181,7 @@ def live(arguments: argparse.Namespace, console: Console) -> None:
     screenshot = None if arguments.screenshot is None else new_file(arguments.screenshot, (".png",))
     model = open_model(arguments, live=True)
     board = StatusBoard()
-    display = DisplaySink(status=board)
+    display = _display_for(model, board)
     try:
         viewer = start_viewer(
             display.address,
@@ -206,6 +206,19 @@ def live(arguments: argparse.Namespace, console: Console) -> None:
         raise CommandError(
             f"the live view ended with code {exit_code}; is there a display? see oneframe doctor, or use log"
         )
+
+
+def _display_for(model: OnnxModel | HologramModel, board: StatusBoard) -> DisplaySink:
+    """Return the display of what the model gives."""
+    if not isinstance(model, HologramModel):
+        return DisplaySink(status=board)
+    settings = model.settings
+    return DisplaySink(
+        status=board,
+        field_optics=settings.field_optics,
+        pixels_per_cell=settings.pixels_per_cell,
+        z_range_um=model.card.trained_ranges["z_um"],
+    )
 
 
 def _when_closed(viewer: subprocess.Popen[bytes], pipeline: Pipeline, console: Console, *, keeps_on: bool) -> None:

@@ -4,9 +4,11 @@ The view runs in a process of its own, so that a crash of the window never costs
 
     4 bytes, little endian   length of the header
     header                   JSON, padded with spaces to a multiple of 8 bytes
+    field                    complex64 of `field_shape`; nothing where there is none
     pixels                   as the header's `dtype` and `shape` say
     y_px, x_px, score        float32, `n` values each
     track_id                 int64, `n` values
+    z_um and others          float32, `n` values each, those that `columns` names
 
 and always a single part: only then may the reader let a newer picture replace the one it has not shown yet.
 """
@@ -20,6 +22,7 @@ import math
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -33,15 +36,19 @@ from zmq.utils.monitor import recv_monitor_message
 
 from oneframe.acquisition import Frame
 from oneframe.runtime.account import Status
+from oneframe.runtime.optics import Optics
 from oneframe.runtime.seams import Analysed, Missed, Noted
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 
 _WIRE_DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<f4")
 _COLUMNS = (("y_px", "<f4"), ("x_px", "<f4"), ("score", "<f4"), ("track_id", "<i8"))
+_OPTIONAL = (("z_um", "<f4"), ("polarizability_um3", "<f4"), ("flags", "<f4"))
 _MAX_HEADER_BYTES = 1 << 16
 _MAX_MESSAGE_BYTES = 1 << 27
 _MAX_SIDE_PX = 1 << 16
+_MAX_FIELD_BYTES = 1 << 25  # 2048 x 2048
+_FIELD_BYTES_PER_S = 1 << 26  # 512 x 512 at 32 pictures a second
 _MAX_SENTENCE = 1000
 _LINGER_MS = 500
 
@@ -73,6 +80,18 @@ class Picture:
     """Pixel values to show as black and white."""
     status: Status
     pixel_size_um: float | None = None
+    z_um: NDArray[np.float32] | None = None
+    """(N,), as in `Detections`, and so are the next two."""
+    polarizability_um3: NDArray[np.float32] | None = None
+    flags: NDArray[np.float32] | None = None
+    field: NDArray[np.complex64] | None = None
+    """(h, w), background 1 + 0i; only of holograms."""
+    field_optics: Optics | None = None
+    """Of the field; None: it cannot be refocused."""
+    pixels_per_cell: int = 1
+    """Pixel [j, i] of `field` is pixel [pixels_per_cell * j, pixels_per_cell * i] of the camera."""
+    z_range_um: tuple[float, float] | None = None
+    """Lowest and highest z that the model was trained for."""
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 2 or self.pixels.dtype.str not in _WIRE_DTYPES:
@@ -85,7 +104,7 @@ class Picture:
                 f"a frame of {self.frame_shape} with stride {self.stride} does not give {self.pixels.shape} pixels"
             )
         n_rows = self.y_px.shape
-        for name, dtype in _COLUMNS:
+        for name, dtype in self.columns():
             column = getattr(self, name)
             if column.ndim != 1 or column.shape != n_rows or column.dtype.str != dtype:
                 raise ValueError(
@@ -93,6 +112,21 @@ class Picture:
                 )
         if not (all(map(math.isfinite, self.levels)) and self.levels[0] < self.levels[1]):
             raise ValueError(f"levels must be two finite values, the lower one first, got {self.levels}")
+        if self.field is not None:
+            fits = tuple(side // self.pixels_per_cell for side in self.frame_shape)
+            if self.field.dtype.str != "<c8" or self.field.shape != fits or 0 in fits:
+                raise ValueError(
+                    f"the field of a frame of {self.frame_shape} with {self.pixels_per_cell} pixels per cell must be "
+                    f"<c8 of shape {fits}, got {self.field.dtype.str} of shape {self.field.shape}; give `DisplaySink` "
+                    "the pixels_per_cell of the hologram's settings"
+                )
+        z_range_um = self.z_range_um
+        if z_range_um is not None and not (all(map(math.isfinite, z_range_um)) and z_range_um[0] < z_range_um[1]):
+            raise ValueError(f"z_range_um must be two finite values, the lower one first, got {z_range_um}")
+
+    def columns(self) -> list[tuple[str, str]]:
+        """Return name and dtype of the columns that are present."""
+        return [*_COLUMNS, *(column for column in _OPTIONAL if getattr(self, column[0]) is not None)]
 
     def __len__(self) -> int:
         return int(self.y_px.shape[0])
@@ -129,7 +163,14 @@ def contrast_levels(pixels: NDArray[Any]) -> tuple[float, float]:
 
 
 def picture_of(
-    analysed: Analysed, *, status: Status, max_side_px: int = 1024, levels: tuple[float, float] | None = None
+    analysed: Analysed,
+    *,
+    status: Status,
+    max_side_px: int = 1024,
+    levels: tuple[float, float] | None = None,
+    field_optics: Optics | None = None,
+    pixels_per_cell: int = 1,
+    z_range_um: tuple[float, float] | None = None,
 ) -> Picture:
     """Make the picture of an analysed frame.
 
@@ -143,9 +184,12 @@ def picture_of(
         The frame is thinned by a whole stride until no side is longer.
     levels : (float, float) or None
         Values to show as black and white; None measures them.
+    field_optics, pixels_per_cell, z_range_um
+        See `Picture`. Fields above 2048 x 2048 are left out.
     """
     frame, detections = analysed.frame, analysed.tracks.detections
     pixels, stride = _thinned(frame, max_side_px)
+    field = detections.field
     return Picture(
         pixels=pixels,
         stride=stride,
@@ -159,6 +203,13 @@ def picture_of(
         levels=contrast_levels(pixels) if levels is None else levels,
         status=status,
         pixel_size_um=frame.pixel_size_um,
+        z_um=detections.z_um,
+        polarizability_um3=detections.polarizability_um3,
+        flags=detections.flags,
+        field=None if field is None or field.nbytes > _MAX_FIELD_BYTES else field,
+        field_optics=field_optics,
+        pixels_per_cell=pixels_per_cell,
+        z_range_um=z_range_um,
     )
 
 
@@ -174,6 +225,7 @@ def _thinned(frame: Frame, max_side_px: int) -> tuple[NDArray[Any], int]:
 
 def encode_picture(picture: Picture) -> bytes:
     """Return the message that carries a picture."""
+    columns, field = picture.columns(), picture.field
     header = {
         "kind": "picture",
         "version": WIRE_VERSION,
@@ -187,10 +239,14 @@ def encode_picture(picture: Picture) -> bytes:
         "levels": picture.levels,
         "status": _status_values(picture.status),
         "n": len(picture),
-        "columns": _COLUMNS,
+        "columns": columns,
+        "field_shape": None if field is None else field.shape,
+        "field_optics": None if picture.field_optics is None else asdict(picture.field_optics),
+        "pixels_per_cell": picture.pixels_per_cell,
+        "z_range_um": picture.z_range_um,
     }
-    columns = [np.ascontiguousarray(getattr(picture, name)).data for name, _ in _COLUMNS]
-    return b"".join([_header_bytes(header), np.ascontiguousarray(picture.pixels).data, *columns])
+    arrays = [*([] if field is None else [field]), picture.pixels, *(getattr(picture, name) for name, _ in columns)]
+    return b"".join([_header_bytes(header), *(np.ascontiguousarray(array).data for array in arrays)])
 
 
 def encode_notice(notice: Notice) -> bytes:
@@ -307,27 +363,37 @@ def _read_picture(header: dict[str, Any], status: Status, message: bytes, offset
     frame_height, frame_width = (_count(side, "frame_shape", 1, _MAX_SIDE_PX) for side in header["frame_shape"])
     if header["dtype"] not in _WIRE_DTYPES:
         raise ValueError(f"dtype {header['dtype']!r}")
-    if header["columns"] != [list(column) for column in _COLUMNS]:
+    told = [tuple(column) for column in header["columns"]]
+    columns = [column for column in (*_COLUMNS, *_OPTIONAL) if column in _COLUMNS or column in told]
+    if told != columns:
         raise ValueError(f"columns {header['columns']!r}")
     n_rows = _count(header["n"], "n", 0, _MAX_MESSAGE_BYTES)
-    pixel_dtype = np.dtype(header["dtype"])
-    column_bytes = [n_rows * np.dtype(dtype).itemsize for _, dtype in _COLUMNS]
-    expected = offset + height * width * pixel_dtype.itemsize + sum(column_bytes)
+    field_shape = (0, 0) if header["field_shape"] is None else _read_field_shape(header["field_shape"])
+    sizes: list[tuple[str, str, int]] = [  # in the order of the message
+        ("field", "<c8", field_shape[0] * field_shape[1]),
+        ("pixels", header["dtype"], height * width),
+        *((name, dtype, n_rows) for name, dtype in columns),
+    ]
+    expected = offset + sum(n_values * np.dtype(dtype).itemsize for _, dtype, n_values in sizes)
     if len(message) != expected:
         raise ValueError(f"{len(message)} bytes, the header tells of {expected}")
 
-    pixels = np.frombuffer(message, pixel_dtype, height * width, offset).reshape(height, width)
-    offset += pixels.nbytes
-    columns: dict[str, Any] = {}
-    for (name, dtype), n_bytes in zip(_COLUMNS, column_bytes, strict=True):
-        columns[name] = np.frombuffer(message, dtype, n_rows, offset).copy()  # copied: it may not be aligned
-        offset += n_bytes
+    arrays: dict[str, Any] = {}
+    for name, dtype, n_values in sizes:
+        values = np.frombuffer(message, dtype, n_values, offset)
+        offset += values.nbytes
+        arrays[name] = values if name in ("field", "pixels") else values.copy()  # copied: it may not be aligned
+    arrays["field"] = arrays["field"].reshape(field_shape) if header["field_shape"] is not None else None
+    arrays["pixels"] = arrays["pixels"].reshape(height, width)
     low, high = (_number(level, "levels") for level in header["levels"])
     pixel_size_um = None if header["pixel_size_um"] is None else _number(header["pixel_size_um"], "pixel_size_um")
     if pixel_size_um is not None and pixel_size_um <= 0:
         raise ValueError(f"pixel_size_um must be above 0, got {pixel_size_um}")
+    z_range_um = header["z_range_um"]
+    if z_range_um is not None:
+        lowest_um, highest_um = (_number(z_um, "z_range_um") for z_um in z_range_um)
+        z_range_um = (lowest_um, highest_um)
     return Picture(
-        pixels=pixels,
         stride=_count(header["stride"], "stride", 1, _MAX_SIDE_PX),
         frame_shape=(frame_height, frame_width),
         index=_count(header["index"], "index"),
@@ -335,8 +401,23 @@ def _read_picture(header: dict[str, Any], status: Status, message: bytes, offset
         levels=(low, high),
         status=status,
         pixel_size_um=pixel_size_um,
-        **columns,
+        field_optics=None if header["field_optics"] is None else _read_optics(header["field_optics"]),
+        pixels_per_cell=_count(header["pixels_per_cell"], "pixels_per_cell", 1, _MAX_SIDE_PX),
+        z_range_um=z_range_um,
+        **arrays,
     )
+
+
+def _read_field_shape(sides: Any) -> tuple[int, int]:
+    height, width = (_count(side, "field_shape", 1, _MAX_SIDE_PX) for side in sides)
+    return height, width
+
+
+def _read_optics(values: Any) -> Optics:
+    names = [field.name for field in fields(Optics)]
+    if not isinstance(values, dict) or sorted(values) != sorted(names):
+        raise ValueError(f"field_optics {values!r}")
+    return Optics(**{name: _number(values[name], name) for name in names})
 
 
 class DisplaySink:
@@ -355,6 +436,12 @@ class DisplaySink:
         Most pictures per second.
     max_side_px : int
         Longest side of a published picture; larger frames are thinned.
+    field_optics : Optics or None
+        Of the fields of a model for holograms, so that the view can refocus them.
+    pixels_per_cell : int
+        Camera pixels per pixel of the field, along each axis. Fields above 512 x 512 slow the pictures down.
+    z_range_um : (float, float) or None
+        Lowest and highest z that the model was trained for.
 
     Raises
     ------
@@ -369,6 +456,9 @@ class DisplaySink:
         status: Callable[[], Status],
         max_fps: float = 30.0,
         max_side_px: int = 1024,
+        field_optics: Optics | None = None,
+        pixels_per_cell: int = 1,
+        z_range_um: tuple[float, float] | None = None,
     ) -> None:
         if not (max_fps > 0 and 1 <= max_side_px <= 4096):
             raise ValueError(
@@ -377,6 +467,9 @@ class DisplaySink:
         self._status = status
         self._period_s = 1.0 / max_fps
         self._max_side_px = max_side_px
+        self._field_optics = field_optics
+        self._pixels_per_cell = pixels_per_cell
+        self._z_range_um = z_range_um
         self._due_s = -math.inf
         self._published_s = -math.inf
         self._levels = (0.0, 1.0)
@@ -420,7 +513,12 @@ class DisplaySink:
             status=self._status(),
             max_side_px=self._max_side_px,
             levels=self._levels if now_s - self._levels_s < 1.0 else None,
+            field_optics=self._field_optics,
+            pixels_per_cell=self._pixels_per_cell,
+            z_range_um=self._z_range_um,
         )
+        if picture.field is not None:
+            self._due_s = max(self._due_s, now_s + picture.field.nbytes / _FIELD_BYTES_PER_S)
         if picture.levels is not self._levels:
             self._levels, self._levels_s = picture.levels, now_s
         self._publish(encode_picture(picture))
@@ -438,7 +536,7 @@ class DisplaySink:
         """Do nothing: the status tells."""
 
     def close(self) -> None:
-        """Tell the views that the run ended; takes a second at most. A second call does nothing."""
+        """Tell the views that the run ended; takes two seconds at most. A second call does nothing."""
         if self._socket.closed:
             return
         self._socket.setsockopt(zmq.XPUB_NODROP, 1)  # wait for room rather than lose the last word
@@ -446,7 +544,10 @@ class DisplaySink:
         with contextlib.suppress(zmq.Again):
             self._socket.send(encode_notice(Notice("end", self._status())))
         self._socket.close(linger=_LINGER_MS)
-        self._context.term()
+        # libzmq can wait for ever for a view that left at this moment: then the thread stays, and does no harm.
+        ending = threading.Thread(target=self._context.term, daemon=True, name="oneframe-display-end")
+        ending.start()
+        ending.join(2 * _LINGER_MS / 1000)
 
     def _is_viewed(self) -> bool:
         """Read who came and went since the last call."""

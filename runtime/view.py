@@ -1,7 +1,8 @@
 """The live view: `python -m oneframe.runtime.view --connect tcp://127.0.0.1:PORT`.
 
 The only file with Qt. The window takes the newest picture 30 times a second and owns nothing of the run: if it
-crashes, no frame is lost.
+crashes, no frame is lost. Of a hologram it also shows amplitude, phase and other distances; a thread computes them,
+one picture at a time.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyqtgraph as pg
@@ -24,7 +27,9 @@ from numpy.typing import NDArray
 from pyqtgraph.Qt import QtCore, QtGui, QtWidgets
 
 from oneframe.runtime.account import Status
+from oneframe.runtime.detections import Flag
 from oneframe.runtime.display import Notice, Picture, PictureStream
+from oneframe.runtime.refocus import Refocuser
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +37,14 @@ RING_RGB = (255, 176, 0)  # amber and sky blue differ for every kind of colour v
 TAIL_RGB = (86, 180, 233)
 TAIL_LENGTH = 20
 """Pictures over which a tail reaches back."""
+Mode = Literal["hologram", "amplitude", "phase", "refocused"]
+MODES: tuple[tuple[Mode, str], ...] = (
+    ("hologram", "what the camera sees"),
+    ("amplitude", "|E| in the camera's plane; the background is 1"),
+    ("phase", "arg E in the camera's plane; the background is 0, and of an in-line hologram everything"),
+    ("refocused", "|E − 1|, the light of the particles, at a distance z: brightest where a particle is in focus"),
+)
+"""What a window can show of a hologram; keys 1 to 4."""
 
 _GREEN, _AMBER, _RED, _BLUE, _QUIET = "#5fb878", "#ffb000", "#ff6b5e", "#56b4e9", "#8a8f98"
 _BACKGROUND, _PANEL, _TEXT = "#101214", "#1b1e22", "#e6e6e6"
@@ -39,6 +52,10 @@ _TICK_MS = 33
 _STALE_AFTER_S = 3.0
 _WIDTH_PX = 1000  # the status line in one line
 _SMALLEST_RING_PX, _LARGEST_RING_PX = 8.0, 2000.0  # on the screen
+_DOUBTFUL_RGB = (205, 205, 205)
+_Z_RANGE_UM = (-10.0, 10.0)  # where the model does not tell
+_Z_STEP_UM = 0.1
+_Z_COLOURS = 64
 
 HELP = (
     ("Space", "freeze and go on"),
@@ -50,6 +67,147 @@ HELP = (
     ("F1", "this list"),
     ("Q  Esc", "close the window"),
 )
+FIELD_HELP = (
+    ("1 2 3 4", "hologram, amplitude, phase (↑ ↓ its range), refocused"),
+    ("PgUp PgDn", "refocus higher, lower"),
+    ("Click", "what is known of a particle; refocus there"),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plane:
+    """What lies under the rings: the hologram of a picture, or what was computed from its field."""
+
+    picture: Picture
+    mode: Mode
+    pixels: NDArray[Any]
+    stride: int
+    """Pixel [j, i] of `pixels` is pixel [stride * j, stride * i] of the camera."""
+    levels: tuple[float, float]
+    """Values to show as black and white."""
+    z_um: float = 0.0
+    """Distance of a refocused plane."""
+
+
+def hologram_plane(picture: Picture) -> Plane:
+    """Return the picture's own pixels as a plane."""
+    return Plane(picture, "hologram", picture.pixels, picture.stride, picture.levels)
+
+
+class PlaneMaker:
+    """Computes planes from fields, for one thread; keeps the kernels, and the spectrum of the last picture."""
+
+    def __init__(self) -> None:
+        self._refocuser: Refocuser | None = None
+        self._spectrum: tuple[Picture, NDArray[np.complex64]] | None = None
+
+    def make(self, picture: Picture, mode: Mode, z_um: float) -> Plane:
+        """Return a plane of a picture; without a field, or without its optics for another distance, the hologram.
+
+        Amplitude is shown on both sides of the background 1. A refocused plane shows |E - 1|: a particle that shifts
+        only the phase has an amplitude of 1 where it is in focus.
+        """
+        field, optics, stride = picture.field, picture.field_optics, picture.pixels_per_cell
+        if field is None:
+            return hologram_plane(picture)
+        if mode == "amplitude":
+            amplitude = np.abs(field)
+            reach = _reach(np.abs(amplitude - 1))
+            return Plane(picture, mode, amplitude, stride, (1 - reach, 1 + reach))
+        if mode == "phase":
+            return Plane(picture, mode, np.angle(field), stride, (-math.pi, math.pi))
+        if mode == "refocused" and optics is not None:
+            if self._refocuser is None or (self._refocuser.optics, self._refocuser.shape) != (optics, field.shape):
+                self._refocuser = Refocuser(optics, (field.shape[0], field.shape[1]))
+            if self._spectrum is None or self._spectrum[0] is not picture:
+                self._spectrum = picture, self._refocuser.spectrum(field)
+            light = np.abs(self._refocuser.from_spectrum(self._spectrum[1], z_um) - 1)
+            return Plane(picture, mode, light, stride, (0.0, _reach(light)), z_um)
+        return hologram_plane(picture)
+
+
+def _reach(light: NDArray[np.float32]) -> float:
+    """Return a value that shows the few pixels of a particle in focus and the wide rings of one out of it.
+
+    It is 0.05 at least, so that an empty field stays calm.
+    """
+    finite = light[np.isfinite(light)]
+    return max(0.05, math.sqrt(np.percentile(finite, 99.9) * finite.max())) if finite.size else 0.05
+
+
+def srgb(lightness: Any, a: Any, b: Any) -> NDArray[np.uint8]:
+    """Return colours (N, 3) of OKLab, in which equal steps look equal.
+
+    Lightness goes from 0 to 1, `a` from green to red, `b` from blue to yellow; all three are (N,) or broadcast to it.
+
+    References
+    ----------
+    Ottosson, A perceptual color space for image processing, 2020.
+
+    >>> srgb(np.ones(1), 0.0, 0.0).tolist()
+    [[255, 255, 255]]
+    """
+    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
+    medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
+    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
+    linear = np.stack(
+        [
+            4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
+            -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
+            -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
+        ],
+        axis=-1,
+    ).clip(0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.asarray(np.rint(255 * encoded), np.uint8)
+
+
+def phase_colours() -> NDArray[np.uint8]:
+    """Return (256, 3) RGB for -pi..pi: dark grey at 0, orange above, blue below, white at both ends."""
+    phase = np.linspace(-np.pi, np.pi, 256)
+    tint = np.sign(phase) * np.abs(np.sin(phase)) ** 0.7  # weak phases show too
+    return srgb(0.42 + 0.55 * (1 - np.cos(phase)) / 2, np.where(tint > 0, 0.09, 0.02) * tint, 0.14 * tint)
+
+
+def z_colours() -> NDArray[np.uint8]:
+    """Return (64, 3) RGB from the lowest to the highest z: violet, pink, orange, yellow, ever lighter."""
+    share = np.linspace(0, 1, _Z_COLOURS)
+    hue = np.radians(295 + 165 * share)
+    return srgb(0.60 + 0.31 * share, 0.17 * np.cos(hue), 0.17 * np.sin(hue))
+
+
+_GREY_RGB = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+_PHASE_RGB, _Z_RGB = phase_colours(), z_colours()
+
+
+def z_steps(z_um: NDArray[np.float32], range_um: tuple[float, float]) -> NDArray[np.intp]:
+    """Return which of the `z_colours` each finite z has; what is beyond the range has the colour of its end."""
+    low, high = range_um
+    steps = np.rint((z_um - low) / (high - low) * (_Z_COLOURS - 1))
+    return np.asarray(steps.clip(0, _Z_COLOURS - 1), np.intp)
+
+
+def doubtful_rows(picture: Picture) -> NDArray[np.bool_]:
+    """Return which rows (N,) of a picture have a z or a polarizability that is not to be trusted."""
+    doubtful = np.zeros(len(picture), bool)
+    if picture.flags is not None:
+        doubtful |= picture.flags != 0
+    if picture.z_um is not None:
+        doubtful |= ~np.isfinite(picture.z_um)
+    return doubtful
+
+
+def particle_text(picture: Picture, row: int) -> str:
+    """Return what is known of one particle, a line each."""
+    lines = []
+    if picture.z_um is not None:
+        lines.append(f"z {picture.z_um[row]:+.2f} µm")
+    if picture.polarizability_um3 is not None:
+        lines.append(f"α {picture.polarizability_um3[row]:.4f} µm³")
+    flags = 0.0 if picture.flags is None else float(picture.flags[row])
+    against = Flag(int(flags)) if math.isfinite(flags) and 0 <= flags < 2**31 else Flag(0)
+    lines += [f"doubtful: {flag.name.lower().replace('_', ' ')}" for flag in Flag if flag in against and flag.name]
+    return "\n".join(lines)
 
 
 class Tails:
@@ -196,6 +354,185 @@ class ScaleBar:
             item.show()
 
 
+class Legend(QtWidgets.QWidget):  # type: ignore[misc]  # Qt comes untyped through pyqtgraph
+    """What colours mean: a title, the lowest value, the colours, the highest value, a note."""
+
+    _WIDTH_PX, _HEIGHT_PX = 96, 9
+
+    def __init__(self) -> None:
+        super().__init__()
+        row = QtWidgets.QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(7)
+        self._bar = QtWidgets.QLabel()
+        self._title, self._low, self._high, self._note = (QtWidgets.QLabel() for _ in range(4))
+        for label in (self._title, self._low, self._bar, self._high, self._note):
+            row.addWidget(label)
+        row.addStretch(1)
+        for label in (self._title, self._note):
+            label.setStyleSheet(f"color: {_QUIET}")
+        self.texts: tuple[str, ...] = ()
+        """Title, low, high and note as shown."""
+        self.hide()
+
+    def explain(self, colours: NDArray[np.uint8], title: str, low: str, high: str, note: str = "") -> None:
+        """Show (N, 3) colours from the lowest to the highest value."""
+        self.show()
+        if self.texts == (title, low, high, note):
+            return
+        self.texts = (title, low, high, note)
+        for label, text in zip((self._title, self._low, self._high, self._note), self.texts, strict=True):
+            label.setText(text)
+        rgb = np.ascontiguousarray(colours)
+        image = QtGui.QImage(rgb.data, len(rgb), 1, rgb.nbytes, QtGui.QImage.Format.Format_RGB888)
+        self._bar.setPixmap(QtGui.QPixmap.fromImage(image.scaled(self._WIDTH_PX, self._HEIGHT_PX)))
+
+
+class ParticleLabel:
+    """What is known of one particle, written beside it."""
+
+    def __init__(self, view: Any) -> None:
+        self._view = view
+        self._panel = QtWidgets.QGraphicsRectItem(view)
+        self._panel.setBrush(pg.mkBrush(0, 0, 0, 170))
+        self._panel.setPen(pg.mkPen(None))
+        self._text = QtWidgets.QGraphicsSimpleTextItem(view)
+        self._text.setBrush(pg.mkBrush(_TEXT))
+        for item in (self._panel, self._text):
+            item.setZValue(900)
+        self.hide()
+
+    def write(self, text: str, y_px: float, x_px: float, *, away_px: float) -> None:
+        """Put the text `away_px` pixels of the screen right of a position of the camera, or left of it."""
+        self._text.setText(text)
+        at, size, pad = self._view.mapFromView(QtCore.QPointF(x_px, y_px)), self._text.boundingRect(), 5.0
+        left, top = at.x() + away_px, at.y() - size.height() / 2 - pad
+        if left + size.width() + 2 * pad > self._view.width():
+            left = at.x() - away_px - size.width() - 2 * pad
+        top = min(max(top, 0.0), self._view.height() - size.height() - 2 * pad)
+        self._panel.setRect(left, top, size.width() + 2 * pad, size.height() + 2 * pad)
+        self._text.setPos(left + pad, top + pad)
+        for item in (self._panel, self._text):
+            item.show()
+
+    def hide(self) -> None:
+        """Show nothing."""
+        for item in (self._panel, self._text):
+            item.hide()
+
+
+class _NumberBox(QtWidgets.QDoubleSpinBox):  # type: ignore[misc]  # Qt comes untyped through pyqtgraph
+    """A box that gives the keyboard back to the window when a number is entered."""
+
+    def keyPressEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
+        """Take a number; Enter and Esc end it."""
+        if event.key() in (QtCore.Qt.Key.Key_Return, QtCore.Qt.Key.Key_Enter, QtCore.Qt.Key.Key_Escape):
+            self.clearFocus()
+        else:
+            super().keyPressEvent(event)
+
+
+class FieldControls(QtWidgets.QWidget):  # type: ignore[misc]  # Qt comes untyped through pyqtgraph
+    """Buttons for what is shown of a hologram, and the distance to refocus to; hidden until `offer`.
+
+    Parameters
+    ----------
+    changed : () -> None
+        Called when something else is to be shown.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        super().__init__()
+        self._changed = changed
+        self.mode: Mode = "hologram"
+        """What is to be shown."""
+        self.setObjectName("bar")
+        self.setAttribute(QtCore.Qt.WidgetAttribute.WA_StyledBackground)
+        row = QtWidgets.QHBoxLayout(self)
+        row.setContentsMargins(12, 5, 12, 5)
+        row.setSpacing(6)
+        self._group = QtWidgets.QButtonGroup(self)
+        for number, (mode, explanation) in enumerate(MODES):
+            button = QtWidgets.QPushButton(mode)
+            button.setCheckable(True)
+            button.setFocusPolicy(QtCore.Qt.FocusPolicy.NoFocus)
+            button.setToolTip(f"{explanation}  ({number + 1})")
+            self._group.addButton(button, number)
+            row.addWidget(button)
+        self._group.button(0).setChecked(True)
+        self._group.idClicked.connect(self._click)
+        self._slider = QtWidgets.QSlider(QtCore.Qt.Orientation.Horizontal)
+        self._slider.setFocusPolicy(QtCore.Qt.FocusPolicy.NoFocus)
+        self._slider.setMinimumWidth(120)
+        self._slider.valueChanged.connect(self._slide)
+        self._box = _NumberBox()
+        self._box.setFocusPolicy(QtCore.Qt.FocusPolicy.ClickFocus)
+        self._box.setLocale(QtCore.QLocale.c())
+        self._box.setDecimals(2)
+        self._box.setSingleStep(_Z_STEP_UM)
+        self._box.setSuffix(" µm")
+        self._box.setMinimumWidth(84)
+        self._box.setAlignment(QtCore.Qt.AlignmentFlag.AlignRight)
+        self._box.valueChanged.connect(self._take_z)
+        row.addSpacing(14)
+        row.addWidget(QtWidgets.QLabel("z"))
+        row.addWidget(self._slider, 1)
+        row.addWidget(self._box)
+        self._enable_z()
+        self.hide()
+
+    @property
+    def z_um(self) -> float:
+        """Distance to refocus to."""
+        return float(self._box.value())
+
+    def offer(self, z_range_um: tuple[float, float], *, refocusable: bool) -> None:
+        """Come up; `refocusable` says whether the optics of the field are known."""
+        low, high = z_range_um
+        self._box.setRange(low, high)
+        self._slider.setRange(round(low / _Z_STEP_UM), round(high / _Z_STEP_UM))
+        self._slider.setValue(round(self.z_um / _Z_STEP_UM))
+        self._group.button(len(MODES) - 1).setEnabled(refocusable)
+        self.show()
+
+    def choose(self, mode: Mode) -> None:
+        """Show something else, if that is offered."""
+        number = [name for name, _ in MODES].index(mode)
+        button = self._group.button(number)
+        if self.isHidden() or not button.isEnabled() or mode == self.mode:
+            return
+        button.setChecked(True)
+        self.mode = mode
+        self._enable_z()
+        self._changed()
+
+    def refocus(self, z_um: float) -> None:
+        """Set the distance, within its range."""
+        if not self.isHidden() and math.isfinite(z_um):
+            self._box.setValue(z_um)
+
+    def step(self, n_steps: int) -> None:
+        """Go so many tenths of a micrometre up."""
+        if self._slider.isEnabled():
+            self._slider.setValue(self._slider.value() + n_steps)
+
+    def _click(self, number: int) -> None:
+        self.choose(MODES[number][0])
+
+    def _enable_z(self) -> None:
+        for widget in (self._slider, self._box):
+            widget.setEnabled(self.mode == "refocused")
+
+    def _slide(self, steps: int) -> None:
+        if steps != round(self.z_um / _Z_STEP_UM):
+            self._box.setValue(steps * _Z_STEP_UM)
+
+    def _take_z(self, z_um: float) -> None:
+        self._slider.setValue(round(z_um / _Z_STEP_UM))
+        if self.mode == "refocused":
+            self._changed()
+
+
 class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyped through pyqtgraph
     """The window of the live view.
 
@@ -216,6 +553,8 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         self._diameter_px = diameter_px
         self.picture: Picture | None = None
         """The picture on the screen."""
+        self.plane: Plane | None = None
+        """What is shown of it."""
         self.n_pictures = 0
         """Pictures taken from the stream."""
         self.ended = False
@@ -230,16 +569,29 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         self._harm = (0, -math.inf)  # frames and results lost so far, when that number last grew
         self._flash = ("", -math.inf)  # a message, until when it is shown
         self._refused = 0
+        self._newest: Picture | None = None  # what is to be shown; `picture` until its plane is made
+        self._maker = PlaneMaker()  # belongs to the thread of `_executor`
+        self._executor = ThreadPoolExecutor(1, "oneframe-plane")
+        self._making: Future[Plane] | None = None
+        self._wanted: tuple[Picture, Mode, float] | None = None  # what the thread makes next
+        self._selected_id = -1  # track that was clicked on
+        self._controls = FieldControls(self._show_newest)
         self._build()
         self._keys: dict[Any, Any] = {
             QtCore.Qt.Key.Key_Space: self.toggle_freeze,
             QtCore.Qt.Key.Key_0: self.automatic_levels,
             QtCore.Qt.Key.Key_Up: lambda: self._scale_levels(1 / 1.25),
             QtCore.Qt.Key.Key_Down: lambda: self._scale_levels(1.25),
-            QtCore.Qt.Key.Key_R: lambda: self._rings.setVisible(not self._rings.isVisible()),
+            QtCore.Qt.Key.Key_R: self.toggle_rings,
             QtCore.Qt.Key.Key_T: lambda: self._curve.setVisible(not self._curve.isVisible()),
             QtCore.Qt.Key.Key_F: self._view.enableAutoRange,
             QtCore.Qt.Key.Key_S: self.save_screenshot,
+            QtCore.Qt.Key.Key_1: lambda: self._controls.choose("hologram"),
+            QtCore.Qt.Key.Key_2: lambda: self._controls.choose("amplitude"),
+            QtCore.Qt.Key.Key_3: lambda: self._controls.choose("phase"),
+            QtCore.Qt.Key.Key_4: lambda: self._controls.choose("refocused"),
+            QtCore.Qt.Key.Key_PageUp: lambda: self._controls.step(1),
+            QtCore.Qt.Key.Key_PageDown: lambda: self._controls.step(-1),
             QtCore.Qt.Key.Key_F1: lambda: self._help.setVisible(not self._help.isVisible()),
             QtCore.Qt.Key.Key_Q: self.close,
             QtCore.Qt.Key.Key_Escape: self.close,
@@ -254,7 +606,8 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         self.show_status()
 
     def tick(self) -> None:
-        """Take the newest message, if there is one."""
+        """Take the newest message, if there is one, and the plane that was made meanwhile."""
+        self._next_plane()
         try:
             message = self._stream.read(0.0)
         except ValueError as exc:
@@ -278,7 +631,8 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         self.n_pictures += 1
         self._tails.add(message)
         if not self.frozen:
-            self._show(message, now_s)
+            self._newest = message
+            self._show_newest()
 
     def toggle_freeze(self) -> None:
         """Hold the picture, or go on with the newest one."""
@@ -288,8 +642,26 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
     def automatic_levels(self) -> None:
         """Let black and white follow the picture again."""
         self._levels_automatic, self._levels, self._levels_s = True, None, -math.inf
-        if self.picture is not None:
-            self._follow_levels(self.picture, time.monotonic())
+        if self.plane is not None:
+            self._follow_levels(self.plane, time.monotonic())
+
+    def toggle_rings(self) -> None:
+        """Hide or show the rings."""
+        for rings in (self._halos, self._rings, self._doubtful_rings):
+            rings.setVisible(not rings.isVisible())
+
+    def select(self, y_px: float, x_px: float) -> None:
+        """Tell of the particle at a position of the camera and refocus there; on empty ground tell of none."""
+        self._selected_id = -1
+        picture = self.picture
+        if picture is not None and picture.z_um is not None and len(picture):
+            distance_px = np.hypot(picture.y_px - y_px, picture.x_px - x_px)
+            distance_px[~np.isfinite(distance_px)] = np.inf
+            row = int(np.argmin(distance_px))
+            if distance_px[row] <= max(self._diameter_px / 2, 12 * self._view.viewPixelSize()[0]):
+                self._selected_id = int(picture.track_id[row])
+                self._controls.refocus(float(picture.z_um[row]))
+        self._draw_marks()
 
     def save_screenshot(self) -> None:
         """Write the window as a PNG into the current folder and say so."""
@@ -318,6 +690,8 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
     def show_status(self) -> None:
         """Bring the texts round the picture up to date."""
         now_s = time.monotonic()
+        if self.plane is not None and self.plane.mode != "hologram":
+            self._follow_levels(self.plane, now_s)  # also of a frozen picture, at another z
         text, colour = self._state(now_s)
         self._badge.setText(text)
         self._badge.setStyleSheet(_BADGE_STYLE.format(colour=colour))
@@ -339,6 +713,7 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         """Let go of the stream."""
         self._timer.stop()
         self._status_timer.stop()
+        self._executor.shutdown(cancel_futures=True)
         self._stream.close()
         super().closeEvent(event)
 
@@ -350,53 +725,145 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         point = transform.map(on_scene)
         return point.y() + corner.y(), point.x() + corner.x()
 
-    def _show(self, picture: Picture, now_s: float) -> None:
-        first = self.picture is None
-        self.picture = picture
-        self._follow_levels(picture, now_s)
-        self._image.setImage(picture.pixels, autoLevels=False, levels=self._levels)
-        height, width = picture.pixels.shape
-        stride = picture.stride
+    def _show_newest(self) -> None:
+        """Show what is chosen of the newest picture: the hologram now, what is computed as soon as it is there."""
+        picture = self._newest
+        if picture is None:
+            return
+        if picture.field is not None and self._controls.isHidden():
+            self._offer_field(picture)
+        if picture.field is None or self._controls.mode == "hologram":
+            self._wanted = None
+            self._show(hologram_plane(picture))
+        else:
+            self._wanted = (picture, self._controls.mode, self._controls.z_um)
+            self._next_plane()
+
+    def _next_plane(self) -> None:
+        """Show the plane that is ready and have the newest one made; those in between are left out."""
+        if self._making is not None and self._making.done():
+            making, self._making = self._making, None
+            try:
+                plane = making.result()
+            except (ValueError, MemoryError) as exc:
+                logger.warning("%s", exc)
+                self._flash = (str(exc), time.monotonic() + 8)
+            else:
+                if plane.mode == self._controls.mode:
+                    self._show(plane)
+        if self._making is None and self._wanted is not None:
+            self._making, self._wanted = self._executor.submit(self._maker.make, *self._wanted), None
+
+    def _offer_field(self, picture: Picture) -> None:
+        """Show what can be chosen of a hologram."""
+        self._controls.offer(picture.z_range_um or _Z_RANGE_UM, refocusable=picture.field_optics is not None)
+        self._help.setText(_help_html(HELP[:-2] + FIELD_HELP + HELP[-2:]))
+
+    def _show(self, plane: Plane) -> None:
+        first, before = self.picture is None, self.plane
+        self.picture, self.plane = plane.picture, plane
+        if before is None or before.mode != plane.mode:
+            self._levels_automatic, self._levels, self._levels_s = True, None, -math.inf
+            self._image.setLookupTable(_PHASE_RGB if plane.mode == "phase" else None)
+        self._follow_levels(plane, time.monotonic())
+        self._image.setImage(plane.pixels, autoLevels=False, levels=self._levels)
+        height, width = plane.pixels.shape
+        stride = plane.stride
         self._image.setRect(QtCore.QRectF(-stride / 2, -stride / 2, stride * width, stride * height))
         if first:
-            self._fit_window(picture)
+            self.centralWidget().layout().activate()
+            self._fit_window(plane.picture)
             self.show_status()
         self._draw_marks()
 
     def _draw_marks(self) -> None:
         """Draw what lies on the picture, at the present zoom."""
-        if self.picture is None:
+        picture = self.picture
+        if picture is None:
             return
         screen_px = self._view.viewPixelSize()[0]
-        finite = np.isfinite(self.picture.y_px) & np.isfinite(self.picture.x_px)
-        self._rings.setData(
-            x=self.picture.x_px[finite],
-            y=self.picture.y_px[finite],
-            size=min(max(self._diameter_px / screen_px, _SMALLEST_RING_PX), _LARGEST_RING_PX),
-        )
+        ring_px = min(max(self._diameter_px / screen_px, _SMALLEST_RING_PX), _LARGEST_RING_PX)
+        finite, doubtful = np.isfinite(picture.y_px) & np.isfinite(picture.x_px), doubtful_rows(picture)
+        self._set_rings(self._halos, finite & (doubtful | (picture.z_um is not None)), ring_px)
+        self._set_rings(self._rings, finite & ~doubtful, ring_px)
+        self._set_rings(self._doubtful_rings, finite & doubtful, ring_px)
         if not self.frozen:
             y_px, x_px = self._tails.curve()
             self._curve.setData(x=x_px, y=y_px, connect="finite")
-        self._scale_bar.place(self.picture.pixel_size_um)
+        self._scale_bar.place(picture.pixel_size_um)
+        self._draw_label(picture, ring_px)
 
-    def _follow_levels(self, picture: Picture, now_s: float) -> None:
-        """Take the picture's own levels, at most once a second and half of the way, so that nothing flickers."""
+    def _set_rings(self, rings: Any, rows: NDArray[np.bool_], size: float) -> None:
+        """Put rings of one kind on some rows of the picture; trusted ones have the colour of their z."""
+        picture = self.picture
+        if picture is None:
+            return
+        data: dict[str, Any] = {"x": picture.x_px[rows], "y": picture.y_px[rows], "size": size}
+        if rings is self._rings and picture.z_um is not None:
+            data["pen"] = self._z_pens[z_steps(picture.z_um[rows], picture.z_range_um or _Z_RANGE_UM)]
+        rings.setData(**data)
+
+    def _draw_label(self, picture: Picture, ring_px: float) -> None:
+        """Write beside the particle that was clicked on, wherever it is now."""
+        rows = np.flatnonzero(picture.track_id == self._selected_id)
+        if self._selected_id < 0 or not len(rows) or not np.isfinite(picture.y_px[rows[0]] + picture.x_px[rows[0]]):
+            self._label.hide()
+            return
+        row = int(rows[0])
+        y_px, x_px = float(picture.y_px[row]), float(picture.x_px[row])
+        self._label.write(particle_text(picture, row), y_px, x_px, away_px=ring_px / 2 + 6)
+
+    def _explain_plane(self) -> None:
+        """Say which z the rings have, and what grey or colour means where it is not simply the camera's light."""
+        plane, levels = self.plane, self._levels
+        if plane is None or levels is None:
+            return
+        self._legends.setVisible(plane.picture.z_um is not None or not self._controls.isHidden())
+        if plane.picture.z_um is None:
+            self._z_legend.hide()
+        else:
+            low, high = (f"{z_um:+g}" for z_um in plane.picture.z_range_um or _Z_RANGE_UM)
+            note = "" if plane.picture.flags is None else "  dashed: doubtful"
+            self._z_legend.explain(_Z_RGB, "particles at z", low, f"{high} µm", note)
+        low, high = (f"{level:.2f}" for level in levels)
+        if plane.mode == "hologram":
+            self._plane_legend.hide()
+        elif plane.mode == "phase":
+            self._plane_legend.explain(_PHASE_RGB, "phase", low, f"{high} rad")
+        else:
+            self._plane_legend.explain(_GREY_RGB, "|E|" if plane.mode == "amplitude" else "|E − 1|", low, high)
+
+    def _follow_levels(self, plane: Plane, now_s: float) -> None:
+        """Take the plane's own levels, at most once a second and half of the way, so that nothing flickers."""
         if not self._levels_automatic or now_s - self._levels_s < 1.0:
             return
         self._levels_s = now_s
         if self._levels is None:
-            self._levels = picture.levels
+            self._levels = plane.levels
         else:
-            (low, high), (own_low, own_high) = self._levels, picture.levels
+            (low, high), (own_low, own_high) = self._levels, plane.levels
             self._levels = ((low + own_low) / 2, (high + own_high) / 2)
         self._image.setLevels(self._levels)
+        self._explain_plane()
 
     def _scale_levels(self, factor: float) -> None:
-        """Move white towards black or away from it, and stay there."""
-        if self._levels is not None:
-            low, high = self._levels
-            self._levels_automatic, self._levels = False, (low, low + (high - low) * factor)
-            self._image.setLevels(self._levels)
+        """Move white towards black, or both from the background of amplitude and phase, and stay there."""
+        if self._levels is None or self.plane is None:
+            return
+        low, high = self._levels
+        fixed = (low + high) / 2 if self.plane.mode in ("amplitude", "phase") else low
+        if self.plane.mode == "phase":
+            factor = min(factor, math.pi / high)
+        self._levels_automatic = False
+        self._levels = (fixed + (low - fixed) * factor, fixed + (high - fixed) * factor)
+        self._image.setLevels(self._levels)
+        self._explain_plane()
+
+    def _clicked(self, event: Any) -> None:
+        if event.button() == QtCore.Qt.MouseButton.LeftButton:
+            self.setFocus()  # away from the number box
+            on_view = self._view.mapSceneToView(event.scenePos())
+            self.select(on_view.y(), on_view.x())
 
     def _note_harm(self, status: Status, now_s: float) -> None:
         harm = status.lost + status.failed + status.sink_dropped
@@ -453,10 +920,20 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         self._rings = pg.ScatterPlotItem(
             pxMode=True, symbol="o", pen=pg.mkPen(*RING_RGB, width=1.6), brush=None, antialias=True
         )
+        # Dark under what has the colour of its z: that colour need not differ from every grey and every phase.
+        self._halos = pg.ScatterPlotItem(
+            pxMode=True, symbol="o", pen=pg.mkPen(0, 0, 0, width=5), brush=None, antialias=True
+        )
+        dashed = pg.mkPen(*_DOUBTFUL_RGB, width=2.0, dash=[3, 3])
+        dashed.setCapStyle(QtCore.Qt.PenCapStyle.FlatCap)
+        self._doubtful_rings = pg.ScatterPlotItem(pxMode=True, symbol="o", pen=dashed, brush=None, antialias=True)
+        self._z_pens = np.array([pg.mkPen(*rgb, width=2.0) for rgb in _Z_RGB.tolist()], dtype=object)
         self._view.addItem(self._image)
-        self._view.addItem(self._curve, ignoreBounds=True)
-        self._view.addItem(self._rings, ignoreBounds=True)
+        for item in (self._curve, self._halos, self._rings, self._doubtful_rings):
+            self._view.addItem(item, ignoreBounds=True)
         self._scale_bar = ScaleBar(self._view)
+        self._label = ParticleLabel(self._view)
+        self._graphics.scene().sigMouseClicked.connect(self._clicked)
         self._view.sigRangeChanged.connect(self._draw_marks)
         self._view.sigResized.connect(self._draw_marks)
 
@@ -471,18 +948,23 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         for label in (self._info, self._line):
             label.setFont(_fixed_font())
         self._waiting = _Panel(self._graphics, f"waiting for pictures from {self._stream.address}")
-        self._help = _Panel(self._graphics, _help_html())
+        self._help = _Panel(self._graphics, _help_html(HELP))
         self._help.hide()
         self._badge.setMinimumWidth(78)
         self._badge.setAlignment(QtCore.Qt.AlignmentFlag.AlignCenter)
         self._badge.setSizePolicy(QtWidgets.QSizePolicy.Policy.Preferred, QtWidgets.QSizePolicy.Policy.Fixed)
 
+        self._z_legend, self._plane_legend = Legend(), Legend()
+        self._legends = _bar(self._z_legend, self._plane_legend, stretch=0)
+        self._legends.hide()
         central = QtWidgets.QWidget()
         column = QtWidgets.QVBoxLayout(central)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(0)
         column.addWidget(_bar(self._name, self._info, stretch=0))
+        column.addWidget(self._controls)
         column.addWidget(self._graphics, 1)
+        column.addWidget(self._legends)
         column.addWidget(_bar(self._badge, self._line, stretch=1))
         self.setCentralWidget(central)
 
@@ -492,6 +974,14 @@ QMainWindow {{ background: {_BACKGROUND}; }}
 QWidget#bar {{ background: {_PANEL}; }}
 QLabel {{ color: {_TEXT}; background: transparent; }}
 QLabel#name {{ font-weight: bold; }}
+QPushButton {{ color: {_TEXT}; background: #2a2e34; border: 1px solid #3a3f46; border-radius: 4px; padding: 3px 12px; }}
+QPushButton:hover {{ border-color: {_QUIET}; }}
+QPushButton:checked {{ color: #101214; background: {_BLUE}; border-color: {_BLUE}; }}
+QPushButton:disabled {{ color: #5a5f66; }}
+QDoubleSpinBox {{ color: {_TEXT}; background: #101214; border: 1px solid #3a3f46; border-radius: 4px; padding: 2px; }}
+QDoubleSpinBox::up-button, QDoubleSpinBox::down-button {{ width: 0; border: none; }}
+QDoubleSpinBox:disabled {{ color: #5a5f66; }}
+QToolTip {{ color: {_TEXT}; background: {_PANEL}; border: 1px solid #3a3f46; }}
 QLabel#panel {{ background: rgba(16, 18, 20, 215); border: 1px solid #3a3f46; border-radius: 6px; padding: 10px 14px; }}
 """
 _BADGE_STYLE = (
@@ -521,11 +1011,11 @@ class _Panel(QtWidgets.QLabel):  # type: ignore[misc]  # Qt comes untyped throug
         super().showEvent(event)
 
 
-def _help_html() -> str:
-    rows = "".join(
-        f'<tr><td style="color:{_AMBER}; padding-right:18px">{key}</td><td>{what}</td></tr>' for key, what in HELP
+def _help_html(rows: Sequence[tuple[str, str]]) -> str:
+    table = "".join(
+        f'<tr><td style="color:{_AMBER}; padding-right:18px">{key}</td><td>{what}</td></tr>' for key, what in rows
     )
-    return f"<table cellspacing=3>{rows}</table>"
+    return f"<table cellspacing=3>{table}</table>"
 
 
 def _bar(left: Any, right: Any, *, stretch: int) -> Any:

@@ -47,6 +47,8 @@ MARGIN_UM = 1.0
 LOG_SIGNAL = (-1.2, 0.8)
 """Logarithm of the signal over the crop's that is always covered."""
 LOG_MARGIN = 0.5
+SURE = 0.3
+"""Signal over the boxed particle's above which a particle counts for the range of z: fainter ones may be rings."""
 NOISE_MARGIN = 2.0
 """Strongest noise of the training over the frame's."""
 UNSETTLED = 0.3
@@ -234,7 +236,7 @@ def _lesson(
         z_um, at = z_um + float(measured.z.z_um[0]), measured.yx_px
     refocused = refocuser.refocus(field, z_um)
     yx_px = float(at[0, 0]), float(at[0, 1])
-    particle = focused_particle(refocused, yx_px, optics, every, reader.noise)
+    particle = focused_particle(refocused, yx_px, optics, every, reader.noise, in_line=in_line)
     spot = replace(spot, y_px=yx_px[0], x_px=yx_px[1], z_um=z_um)
     z_range = training.z_range_um or _z_range([spot, *spots], unit, searched, in_line=in_line)
     logs = [math.log(other.signal / spot.signal) for other in spots]
@@ -280,12 +282,15 @@ def _strongest(spots: Sequence[Spot], box: Box | Literal["auto"] | None, setting
 def _z_range(
     spots: Sequence[Spot], unit: float, searched: tuple[float, float], *, in_line: bool
 ) -> tuple[float, float]:
-    """Return the z to train for: what the frame shows and some air, and always some depths round focus."""
-    seen = [spot.z_um for spot in spots]
+    """Return the z to train for: what the frame shows and some air, and always some depths round focus.
+
+    The first of the spots is the boxed particle.
+    """
+    seen = [spot.z_um for spot in spots if spot.signal >= SURE * spots[0].signal]
     low, high = min(seen) - MARGIN_UM * unit, max(seen) + MARGIN_UM * unit
     if not in_line:
         return round(min(low, REACH_UM[0] * unit), 3), round(max(high, REACH_UM[1] * unit), 3)
-    middle = spots[0].z_um  # the boxed particle's
+    middle = spots[0].z_um
     low, high = min(low, middle + REACH_UM[0] * unit), max(high, middle + REACH_UM[1] * unit)
     return round(max(low, searched[0] / 2), 3), round(high, 3)
 

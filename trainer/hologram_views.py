@@ -19,6 +19,8 @@ WINDOW = 5.5
 """Half the edge of the window round a particle in focus, in wavelengths over the aperture of the planes."""
 N_RINGS = 16
 """Rings of equal area that a round particle's spectrum is averaged over."""
+TWIN_WINDOWS = 3
+"""Half the edge of the window of an in-line particle over that: wide enough for the twin to turn its phase."""
 ROUND = 0.05
 """Share of a particle's light that may be uneven round its axis in a round one; polarisation alone makes 2 %."""
 
@@ -35,9 +37,18 @@ class FocusedParticle:
 
 
 def focused_particle(
-    refocused: NDArray[np.complex64], yx_px: tuple[float, float], optics: Optics, every: int, noise: float
+    refocused: NDArray[np.complex64],
+    yx_px: tuple[float, float],
+    optics: Optics,
+    every: int,
+    noise: float,
+    *,
+    in_line: bool = False,
 ) -> FocusedParticle:
     """Cut the particle at `yx_px` out of a field (H, W) that is in focus there.
+
+    Of an in-line hologram the particle's twin lies spread round it. In the spectrum the particle is smooth from ring to
+    ring and the twin runs through many turns of phase, so the particle is taken for round, and for smooth.
 
     Parameters
     ----------
@@ -51,9 +62,30 @@ def focused_particle(
         Field pixels per cell of the planes.
     noise : float
         Of the field per component.
+    in_line : bool
+        There is a twin.
     """
     band = band_per_um(optics, every)
     half_px = max(8, math.ceil(WINDOW / band / optics.pixel_um))
+    centred, f_squared = _centred(refocused, yx_px, optics, TWIN_WINDOWS * half_px if in_line else half_px)
+    symmetric = _ring_mean(centred, f_squared, band, smooth=in_line)
+    inside = f_squared <= band**2
+    if in_line:
+        n = len(symmetric) // 2
+        scattered = symmetric[n - half_px : n + half_px + 1, n - half_px : n + half_px + 1] * _window(half_px)
+        return FocusedParticle(scattered.astype(np.complex64), float(np.abs(scattered).max()), True)
+    within = np.fft.fftshift(np.fft.ifft2(np.fft.fft2(np.fft.ifftshift(centred)) * inside))
+    lost = 2 * noise**2 * inside.mean() * np.sum(_window(half_px) ** 2)
+    uneven = np.sum(np.abs(within - symmetric) ** 2) - lost
+    is_round = bool(uneven < ROUND * np.sum(np.abs(symmetric) ** 2))
+    scattered = symmetric if is_round else within
+    return FocusedParticle(scattered.astype(np.complex64), float(np.abs(scattered).max()), is_round)
+
+
+def _centred(
+    refocused: NDArray[np.complex64], yx_px: tuple[float, float], optics: Optics, half_px: int
+) -> tuple[NDArray[np.complex128], NDArray[np.float64]]:
+    """Return the scattered field round a place, that place in the middle, under a window, (S, S); and its |f|^2."""
     size = 2 * half_px + 1
     corner = [round(at) - half_px for at in yx_px]
     crop = np.zeros((size, size), np.complex128)
@@ -64,30 +96,39 @@ def focused_particle(
     from_middle = [at - start - half_px for at, start in zip(yx_px, corner, strict=True)]
     spectrum = np.fft.fft2(np.fft.ifftshift(crop))
     spectrum *= np.exp(2j * np.pi * (f[:, None] * from_middle[0] + f * from_middle[1]))
-    f_squared = (f[:, None] ** 2 + f**2) / optics.pixel_um**2
-    inside = f_squared <= band**2
-    spectrum *= inside
-    steps = np.abs(np.arange(size) - half_px)
+    return np.fft.fftshift(np.fft.ifft2(spectrum)) * _window(half_px), (f[:, None] ** 2 + f**2) / optics.pixel_um**2
+
+
+def _window(half_px: int) -> NDArray[np.float64]:
+    """Return a window (2 half + 1, 2 half + 1): 1 in the middle, falling smoothly to 0 at the edge."""
+    steps = np.abs(np.arange(2 * half_px + 1) - half_px)
     edge = np.sin(np.pi / 2 * np.clip((half_px - steps) / (0.3 * half_px), 0, 1)) ** 2
-    window = np.outer(edge, edge)
-    windowed = np.fft.fftshift(np.fft.ifft2(spectrum)) * window
-    symmetric = _ring_mean(windowed, f_squared, band)
-    uneven = np.sum(np.abs(windowed - symmetric) ** 2) - 2 * noise**2 * inside.mean() * np.sum(window**2)
-    is_round = bool(uneven < ROUND * np.sum(np.abs(symmetric) ** 2))
-    scattered = (symmetric if is_round else windowed).astype(np.complex64)
-    return FocusedParticle(scattered, float(np.abs(scattered).max()), is_round)
+    return np.outer(edge, edge)
 
 
-def _ring_mean(field: NDArray[np.complex128], f_squared: NDArray[np.float64], band: float) -> NDArray[np.complex128]:
-    """Return a centred field (S, S) averaged over all angles round its middle, within a band."""
+def _ring_mean(
+    field: NDArray[np.complex128], f_squared: NDArray[np.float64], band: float, *, smooth: bool
+) -> NDArray[np.complex128]:
+    """Return a centred field (S, S) averaged over all angles round its middle, within a band.
+
+    `smooth` keeps of the dependence on the squared frequency a cubic only.
+    """
     spectrum = np.fft.fft2(np.fft.ifftshift(field))
     inside = f_squared <= band**2
-    ring = np.minimum(N_RINGS * f_squared[inside] / band**2, N_RINGS - 1).astype(int)
-    n = np.maximum(np.bincount(ring, minlength=N_RINGS), 1)
-    at = np.bincount(ring, f_squared[inside], N_RINGS) / n
-    parts = [np.bincount(ring, part, N_RINGS) / n for part in (spectrum[inside].real, spectrum[inside].imag)]
-    smooth = [np.interp(f_squared, at, part) for part in parts]
-    return np.asarray(np.fft.fftshift(np.fft.ifft2((smooth[0] + 1j * smooth[1]) * inside)))
+    n_rings = 8 * N_RINGS if smooth else N_RINGS
+    ring = np.minimum(n_rings * f_squared[inside] / band**2, n_rings - 1).astype(int)
+    n = np.bincount(ring, minlength=n_rings)
+    filled = n > 0
+    at, *parts = (
+        np.bincount(ring, values, n_rings)[filled] / n[filled]
+        for values in (f_squared[inside], spectrum[inside].real, spectrum[inside].imag)
+    )
+    if smooth:
+        cubics = [np.polynomial.Polynomial.fit(at, part, 3, w=np.sqrt(n[filled])) for part in parts]
+        fitted = [cubic(f_squared) for cubic in cubics]
+    else:
+        fitted = [np.interp(f_squared, at, part) for part in parts]
+    return np.asarray(np.fft.fftshift(np.fft.ifft2((fitted[0] + 1j * fitted[1]) * inside)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

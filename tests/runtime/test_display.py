@@ -4,7 +4,7 @@ import struct
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from oneframe.runtime.display import (
     picture_of,
     start_viewer,
 )
+from oneframe.runtime.optics import Optics
 from oneframe.runtime.seams import Analysed, Missed
 
 STATUS = Status(
@@ -40,6 +41,7 @@ STATUS = Status(
     lost=0,
     n_detections=3,
 )
+OPTICS = Optics(0.633, 1.33, 1.3, 0.2)
 MISSED = Missed(kind="failed", index=0, n_frames=1, time_s=0.0, reason="NaN")
 
 
@@ -48,6 +50,28 @@ def analysed(pixels, y_px=(), x_px=(), *, index=0, pixel_size_um=None) -> Analys
     detections = Detections(y, x, np.linspace(0.5, 1, len(y), dtype=np.float32))
     tracks = Tracks(detections, np.arange(len(y), dtype=np.int64) + 2**40)
     return Analysed(Frame(pixels, index, 1.5e9, pixel_size_um), tracks, age_s=0.012, inference_s=0.008)
+
+
+def holographic(shape=(48, 65), pixels_per_cell=2, *, index=0) -> Analysed:
+    """Return a frame with a field, two rows and all columns that the view knows."""
+    plain = analysed(noise(shape, np.uint8), [3.25, 40], [60.5, -0.4], index=index)
+    rng = np.random.default_rng(3)
+    field_shape = tuple(side // pixels_per_cell for side in shape)
+    found = replace(
+        plain.tracks.detections,
+        z_um=np.float32([-1.5, np.nan]),
+        polarizability_um3=np.float32([0.018, 0.005]),
+        flags=np.float32([0, 6]),
+        field=(1 + 0.1 * (rng.standard_normal(field_shape) + 1j * rng.standard_normal(field_shape))).astype(
+            np.complex64
+        ),
+    )
+    return replace(plain, tracks=replace(plain.tracks, detections=found))
+
+
+def field_picture(**changes) -> Picture:
+    settings = {"field_optics": OPTICS, "pixels_per_cell": 2, "z_range_um": (-5.0, 5.0)}
+    return replace(picture_of(holographic(), status=STATUS, **settings), **changes)
 
 
 def noise(shape=(48, 64), dtype=np.uint16) -> np.ndarray:
@@ -75,6 +99,28 @@ def test_a_picture_survives_the_wire(dtype):
 
 def test_a_picture_without_detections_survives_the_wire():
     assert len(decode_picture(encode_picture(picture_of(analysed(noise((3, 5))), status=STATUS)))) == 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"field_optics": None}, {"z_range_um": None}, {"flags": None, "z_um": None}])
+def test_a_field_and_what_is_known_of_z_survive_the_wire(changes):
+    sent = field_picture(**changes)
+    got = decode_picture(encode_picture(sent))
+    np.testing.assert_array_equal(got.pixels, sent.pixels)
+    np.testing.assert_array_equal(got.field, sent.field)
+    assert got.field.dtype == np.complex64
+    assert got.columns() == sent.columns()
+    for name, _ in sent.columns():
+        np.testing.assert_array_equal(getattr(got, name), getattr(sent, name))
+    for name in ("field_optics", "pixels_per_cell", "z_range_um"):
+        assert getattr(got, name) == getattr(sent, name)
+    assert [name for name in ("z_um", "flags") if getattr(got, name) is None] == [
+        name for name in ("z_um", "flags") if name in changes
+    ]
+
+
+def test_a_field_too_large_to_send_is_left_out_and_the_picture_still_comes():
+    assert picture_of(holographic((2049, 2048), 1), status=STATUS).field is None
+    assert picture_of(holographic((2048, 2048), 1), status=STATUS).field is not None
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f8", "u8", "i8"])
@@ -163,6 +209,26 @@ HOSTILE = {
     "status with more": lambda good: with_header(good, status={"camera_fps": 1.0, "more": 1}),
     "status of text": lambda good: with_header(good, status="fine"),
     "other columns": lambda good: with_header(good, columns=[["y_px", "<f8"]]),
+    "columns of numbers": lambda good: with_header(good, columns=[1, 2]),
+    "a column that is not there": lambda good: with_header(good, columns=[*COLUMNS, ["z_um", "<f4"]]),
+    "a field that is not there": lambda good: with_header(good, field_shape=[24, 32]),
+    "a field of no size": lambda good: with_header(good, field_shape=[0, 0]),
+    "senseless optics": lambda good: with_header(good, field_optics=asdict(OPTICS) | {"na": -1.0}),
+    "optics of text": lambda good: with_header(good, field_optics=asdict(OPTICS) | {"na": "1"}),
+    "optics with more": lambda good: with_header(good, field_optics=asdict(OPTICS) | {"more": 1.0}),
+    "no pixels in a cell": lambda good: with_header(good, pixels_per_cell=0),
+    "a z range of nothing": lambda good: with_header(good, z_range_um=[3.0, 3.0]),
+    "a z range without end": lambda good: with_header(good, z_range_um=[0.0, float("inf")]),
+}
+COLUMNS = [["y_px", "<f4"], ["x_px", "<f4"], ["score", "<f4"], ["track_id", "<i8"]]
+HOSTILE_WITH_FIELD = {
+    "a field twice as wide": lambda good: with_header(good, field_shape=[24, 64]),
+    "a field that lies elsewhere": lambda good: with_header(good, pixels_per_cell=1),
+    "a field cut off": lambda good: good[:-8],
+    "a field untold": lambda good: with_header(good, field_shape=None),
+    "columns the other way round": lambda good: with_header(
+        good, columns=[*COLUMNS, ["flags", "<f4"], ["polarizability_um3", "<f4"], ["z_um", "<f4"]]
+    ),
 }
 
 
@@ -172,11 +238,17 @@ def test_damaged_and_hostile_messages_are_refused(name):
         decode_message(HOSTILE[name](encode_picture(picture())))
 
 
+@pytest.mark.parametrize("name", HOSTILE_WITH_FIELD)
+def test_damaged_and_hostile_messages_with_a_field_are_refused(name):
+    with pytest.raises(ValueError, match="expected a message of a oneframe live view"):
+        decode_message(HOSTILE_WITH_FIELD[name](encode_picture(field_picture())))
+
+
 def test_random_bytes_never_do_worse_than_a_value_error():
     rng = np.random.default_rng(2)
-    good = encode_picture(picture())
-    for _ in range(300):
-        damaged = bytearray(good)
+    plain, with_field = encode_picture(picture()), encode_picture(field_picture())
+    for turn in range(400):
+        damaged = bytearray(with_field if turn % 2 else plain)
         for place in rng.integers(0, 700, 5):
             damaged[place] = rng.integers(0, 256)
         try:
@@ -190,6 +262,10 @@ CONTRADICTIONS = {
     "stride": ({"stride": 3}, "with stride 3 does not give"),
     "column": ({"score": np.zeros(5, np.float32)}, "column score must be <f4"),
     "levels": ({"levels": (1.0, float("nan"))}, "levels must be two finite values"),
+    "z range": ({"z_range_um": (5.0, -5.0)}, "z_range_um must be two finite values"),
+    "z": ({"z_um": np.zeros(5, np.float32)}, "column z_um must be <f4"),
+    "field": ({"field": np.ones((48, 64), np.complex128)}, "must be <c8 of shape"),
+    "cells": ({"field": np.ones((24, 32), np.complex64)}, "with 1 pixels per cell .* give `DisplaySink`"),
 }
 
 
@@ -238,6 +314,32 @@ def test_no_more_pictures_than_the_screen_shows():
     sink.close()
     assert n_written > 100
     assert 8 <= sink.n_published <= 17
+
+
+def test_a_sink_of_a_model_for_holograms_sends_what_the_view_needs():
+    settings = {"field_optics": OPTICS, "pixels_per_cell": 2, "z_range_um": (-4.0, 6.0)}
+    sink = DisplaySink(status=lambda: STATUS, **settings)
+    stream = PictureStream(sink.address)
+    assert sink.wait_for_view(10)
+    sent = holographic(index=4)
+    sink.write(sent)
+    got = stream.read(10)
+    stream.close()
+    sink.close()
+    np.testing.assert_array_equal(got.field, sent.tracks.detections.field)
+    assert {name: getattr(got, name) for name in settings} == settings
+
+
+def test_large_fields_come_less_often():
+    sink = DisplaySink(status=lambda: STATUS, max_fps=1e6)
+    stream = PictureStream(sink.address)
+    assert sink.wait_for_view(10)
+    frame, started_s = holographic((1024, 1024), 1), time.monotonic()
+    while time.monotonic() < started_s + 0.6:
+        sink.write(frame)
+    stream.close()
+    sink.close()
+    assert 2 <= sink.n_published <= 6  # 8 MiB each, 64 MiB a second
 
 
 def test_nothing_is_encoded_while_nobody_looks(sink):
@@ -303,6 +405,15 @@ def test_a_stream_goes_on_after_a_bad_message():
         socket.send(encode_picture(picture()))
         assert isinstance(stream.read(10), Picture)
         stream.close()
+
+
+def test_closing_does_not_wait_for_ever():
+    sink = DisplaySink(status=lambda: STATUS)
+    left_open = sink._context.socket(zmq.PUB)  # libzmq waits for it as it can wait for a view that just left
+    started_s = time.monotonic()
+    sink.close()
+    assert time.monotonic() - started_s < 5
+    left_open.close()
 
 
 def test_an_address_in_use_or_misspelt_is_explained(sink):

@@ -1,3 +1,5 @@
+import functools
+import itertools
 import re
 import sys
 import threading
@@ -12,10 +14,12 @@ pg = pytest.importorskip("pyqtgraph", reason="needs oneframe[view]", exc_type=Im
 
 from pyqtgraph.Qt import QtCore, QtGui, QtTest  # noqa: E402
 
-from oneframe.acquisition import Frame  # noqa: E402
+from oneframe.acquisition import Frame, open_source  # noqa: E402
 from oneframe.runtime.account import Status  # noqa: E402
-from oneframe.runtime.detections import Detections, Tracks  # noqa: E402
+from oneframe.runtime.detections import Detections, Flag, Tracks  # noqa: E402
 from oneframe.runtime.display import DisplaySink, Notice, PictureStream, picture_of, start_viewer  # noqa: E402
+from oneframe.runtime.field_reader import FieldReader, HologramSettings  # noqa: E402
+from oneframe.runtime.optics import Optics  # noqa: E402
 from oneframe.runtime.seams import Analysed  # noqa: E402
 from oneframe.runtime.view import (  # noqa: E402
     RING_RGB,
@@ -25,7 +29,12 @@ from oneframe.runtime.view import (  # noqa: E402
     length_label,
     main,
     nice_length,
+    particle_text,
+    phase_colours,
+    srgb,
     status_html,
+    z_colours,
+    z_steps,
 )
 
 STATUS = Status(
@@ -93,9 +102,9 @@ def is_colour(rgb, colour, tolerance=90) -> np.ndarray:
     return (np.abs(rgb - np.array(colour)) < tolerance).all(axis=2)
 
 
-def ring_on_screen(window, rgb, y_px, x_px, radius_px) -> float:
+def ring_on_screen(window, rgb, y_px, x_px, radius_px, colour=RING_RGB) -> float:
     """Return the fraction of a circle of the camera on which there is ring colour, 1.5 px of the screen allowed."""
-    near = cv2.dilate(is_colour(rgb, RING_RGB).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    near = cv2.dilate(is_colour(rgb, colour).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     places = [window.to_window_px(y_px + radius_px * np.sin(a), x_px + radius_px * np.cos(a)) for a in angles]
     return float(np.mean([near[round(y), round(x)] for y, x in places]))
@@ -410,3 +419,308 @@ def test_a_wrong_call_is_explained(capsys):
 def test_the_fixed_font_is_fixed(qt, window):
     metrics = QtGui.QFontMetricsF(window._line.font())
     assert metrics.horizontalAdvance("1111") == pytest.approx(metrics.horizontalAdvance("8888"))
+
+
+KINDS = ("off-axis", "in-line", "field")
+KEYS = {
+    mode: getattr(QtCore.Qt.Key, f"Key_{i}")
+    for i, mode in enumerate(("hologram", "amplitude", "phase", "refocused"), 1)
+}
+Z_RANGE_UM = (-5.0, 5.0)
+
+
+@functools.cache
+def holograms(kind="off-axis", n=1, z_um=3.0, spread_um=0.0, frames=1, side=256):
+    """Return the settings of simulated holograms, and their frames with the true positions and the measured fields."""
+    url = f"sim:hologram?kind={kind}&z_mid_um={z_um}&z_um={spread_um}&seed=1&width={side}&height={side}&separation_um=5"
+    source = open_source(f"{url}&n={n}&frames={frames}")
+    reference = open_source(f"{url}&n=0").read(1).pixels
+    settings = HologramSettings(kind, Optics(0.633, 1.33, 1.3, source.info.pixel_size_um))
+    reader = FieldReader(settings, reference=reference)
+    shots = []
+    for _ in range(frames):
+        frame, truth = source.read(1), source.truth()
+        y_px, x_px, z, alpha = (
+            column.astype(np.float32) for column in (truth.y_px, truth.x_px, truth.z_um, truth.polarizability_um3)
+        )
+        found = Detections(
+            y_px,
+            x_px,
+            np.ones(n, np.float32),
+            z_um=z,
+            polarizability_um3=alpha,
+            flags=np.zeros(n, np.float32),
+            field=reader.read(frame.pixels),
+        )
+        shots.append(Analysed(frame, Tracks(found, truth.particle_id), 0.012, 0.008))
+    return settings, shots
+
+
+def shown_hologram(settings, shot, *, z_range_um=Z_RANGE_UM, **changes):
+    made = picture_of(
+        shot,
+        status=STATUS,
+        field_optics=settings.field_optics,
+        pixels_per_cell=settings.pixels_per_cell,
+        z_range_um=z_range_um,
+    )
+    return replace(made, **changes)
+
+
+def choose(qt, window, mode, z_um=None):
+    """Press the key of a mode, set the distance, and wait for the plane."""
+    QtTest.QTest.keyClick(window, KEYS[mode])
+    if z_um is not None:
+        window._controls._box.setValue(z_um)
+    wait_until(qt, lambda: window.plane.mode == mode and (z_um is None or window.plane.z_um == z_um))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_refocused_sphere_is_brightest_where_the_slider_has_its_z(qt, window, tmp_path, kind):
+    settings, (shot,) = holograms(kind)
+    window.take(shown_hologram(settings, shot))
+    found = shot.tracks.detections
+    place = tuple(np.rint(np.array([found.y_px[0], found.x_px[0]]) / settings.pixels_per_cell).astype(int))
+    near = tuple(slice(centre - 2, centre + 3) for centre in place)
+    choose(qt, window, "refocused")
+    light = {}
+    for step in (-30, 0, 20, 25, 30, 35, 40, 50)[kind == "in-line" :]:  # its twin image is as bright at -3 um
+        window._controls._slider.setValue(step)
+        wait_until(qt, lambda step=step: window.plane.z_um == pytest.approx(step / 10))
+        light[step] = window.plane.pixels[near].max()
+    assert max(light, key=light.get) == 30
+    assert light[30] > 1.5 * max(light[25], light[35])
+    assert light[30] > 5 * light[0]
+    choose(qt, window, "refocused", 3.0)
+    QtTest.QTest.keyClick(window, QtCore.Qt.Key.Key_0)
+    QtTest.QTest.keyClick(window, QtCore.Qt.Key.Key_R)
+    grey = screenshot(window, tmp_path / "focus.png")[..., 0]
+    row, column = np.rint(window.to_window_px(found.y_px[0], found.x_px[0])).astype(int)
+    assert grey[row - 3 : row + 4, column - 3 : column + 4].max() > 240
+    (top, left), (bottom, right) = window.to_window_px(10, 10), window.to_window_px(100, 100)
+    assert np.median(grey[round(top) : round(bottom), round(left) : round(right)]) < 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),  # not among the fringes of an off-axis hologram; an in-line one has no phase
+    [
+        ("in-line", "hologram"),
+        *itertools.product(["in-line", "off-axis"], ["amplitude", "refocused"]),
+        ("off-axis", "phase"),
+    ],
+)
+def test_rings_lie_on_the_particles_in_each_mode(qt, window, tmp_path, kind, mode):
+    settings, (shot,) = holograms(kind, 3, 2.5, 0.5)
+    found = shot.tracks.detections
+    window.take(shown_hologram(settings, shot))
+    choose(qt, window, mode, 2.5 if mode == "refocused" else None)
+    if mode == "phase":
+        for _ in range(9):
+            QtTest.QTest.keyClick(window, QtCore.Qt.Key.Key_Up)
+    rgb = screenshot(window, tmp_path / "rings.png")
+    for y_px, x_px, z_um in zip(found.y_px, found.x_px, found.z_um, strict=True):
+        colour = z_colours()[z_steps(np.float32([z_um]), Z_RANGE_UM)[0]].astype(int)
+        assert ring_on_screen(window, rgb, y_px, x_px, DIAMETER_PX / 2, colour) > 0.9
+        assert ring_on_screen(window, rgb, y_px, x_px, DIAMETER_PX, colour) < 0.3
+    for key in (QtCore.Qt.Key.Key_R, QtCore.Qt.Key.Key_T):
+        QtTest.QTest.keyClick(window, key)
+    bare = screenshot(window, tmp_path / "bare.png")
+    scale = window.to_window_px(0, 100)[1] / 100 - window.to_window_px(0, 0)[1] / 100  # screen px per camera px
+    for y_px, x_px in zip(found.y_px, found.x_px, strict=True):
+        row, column = window.to_window_px(y_px, x_px)
+        reach = round(14 * scale)
+        part = bare[round(row) - reach : round(row) + reach + 1, round(column) - reach : round(column) + reach + 1]
+        apart = np.abs(part - np.median(part, axis=(0, 1))).sum(axis=2) ** 2.0  # the particle against the background
+        ys, xs = np.indices(apart.shape) - reach
+        assert np.hypot((ys * apart).sum(), (xs * apart).sum()) / apart.sum() < 1.2 * scale
+
+
+def test_modes_are_switched_while_pictures_come(qt, sink, window):
+    settings, shots = holograms(n=3, z_um=0.0, spread_um=3.0, frames=6)
+    sink._field_optics, sink._pixels_per_cell = settings.field_optics, settings.pixels_per_cell
+    assert sink.wait_for_view(10)
+    index = 0
+
+    def feed_until(condition):
+        nonlocal index
+        deadline_s = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline_s, "waited in vain"
+            shot = shots[index % len(shots)]
+            sink.write(replace(shot, frame=replace(shot.frame, index=index)))
+            index += 1
+            qt.processEvents(QtCore.QEventLoop.ProcessEventsFlag.AllEvents, 10)
+
+    feed_until(lambda: window.plane is not None)
+    for mode in ("refocused", "amplitude", "hologram", "phase", "refocused", "hologram", "amplitude"):
+        QtTest.QTest.keyClick(window, KEYS[mode])
+        start = index
+        feed_until(lambda mode=mode, start=start: window.plane.mode == mode and window.picture.index > start + 3)
+        assert window.plane.picture is window.picture
+    assert not window._refused
+
+
+def test_of_many_distances_only_the_newest_is_made(qt, window):
+    settings, (shot,) = holograms(side=1024)
+    window.take(shown_hologram(settings, shot))
+    QtTest.QTest.keyClick(window, KEYS["refocused"])
+    started_s = time.monotonic()
+    for step in range(-40, 41):
+        window._controls._slider.setValue(step)
+    assert time.monotonic() - started_s < 0.5  # 81 planes of 512 x 512 take longer
+    seen = set()
+
+    def arrived():
+        seen.add(window.plane.z_um)
+        return window.plane.z_um == pytest.approx(4.0)
+
+    wait_until(qt, arrived)
+    assert len(seen) <= 4
+
+
+def test_a_plain_view_has_no_controls_for_holograms(qt, window, tmp_path):
+    wait_until(qt, lambda: window._stream.connected)
+    for index in range(5):  # the layout has settled
+        window.take(shown(index=index))
+        qt.processEvents()
+    before = screenshot(window, tmp_path / "before.png")
+    for key in (*KEYS.values(), QtCore.Qt.Key.Key_PageUp, QtCore.Qt.Key.Key_PageDown):
+        QtTest.QTest.keyClick(window, key)
+    window.select(*map(float, POSITIONS[0]))
+    qt.processEvents()
+    assert window.plane.mode == "hologram"
+    assert not any(widget.isVisible() for widget in (window._controls, window._legends))
+    assert "amplitude" not in window._help.text()
+    np.testing.assert_array_equal(screenshot(window, tmp_path / "after.png"), before)
+
+
+def test_a_doubtful_particle_has_a_dashed_grey_ring(qt, window, tmp_path):
+    settings, (shot,) = holograms("in-line", 3, 2.5, 0.5)
+    found = shot.tracks.detections
+    flags = np.float32([0, Flag.NEAR_NEIGHBOUR | Flag.OUTSIDE_Z, 0])
+    z_um = np.where([False, False, True], np.nan, found.z_um).astype(np.float32)
+    window.take(shown_hologram(settings, shot, flags=flags, z_um=z_um))
+    choose(qt, window, "refocused", -5.0)  # nothing to see there: a dark picture
+    rgb = screenshot(window, tmp_path / "doubt.png")
+    for row, doubtful in enumerate([False, True, True]):
+        y_px, x_px = found.y_px[row], found.x_px[row]
+        colour = z_colours()[z_steps(found.z_um[[row]], Z_RANGE_UM)[0]].astype(int)
+        grey = ring_on_screen(window, rgb, y_px, x_px, DIAMETER_PX / 2, (205, 205, 205))
+        coloured = ring_on_screen(window, rgb, y_px, x_px, DIAMETER_PX / 2, colour)
+        assert (0.4 < grey < 0.9) == doubtful
+        assert (coloured > 0.9) != doubtful
+    text = particle_text(window.picture, 1)
+    assert f"z {found.z_um[1]:+.2f} µm" in text
+    assert "near neighbour" in text
+    assert "outside z" in text
+    assert "doubtful" not in particle_text(window.picture, 0)
+
+
+def test_a_click_on_a_particle_tells_of_it_and_refocuses_there(qt, window):
+    settings, shots = holograms(n=3, z_um=0.0, spread_um=3.0, frames=6)
+    window.take(shown_hologram(settings, shots[0]))
+    choose(qt, window, "refocused")
+    found = shots[0].tracks.detections
+    row, column = window.to_window_px(float(found.y_px[2]), float(found.x_px[2]))
+    viewport = window._graphics.viewport()
+    at = viewport.mapFrom(window, QtCore.QPoint(round(column), round(row)))
+    QtTest.QTest.mouseClick(viewport, QtCore.Qt.MouseButton.LeftButton, QtCore.Qt.KeyboardModifier.NoModifier, at)
+    assert window._controls.z_um == pytest.approx(found.z_um[2], abs=0.006)
+    wait_until(qt, lambda: window.plane.z_um == window._controls.z_um)
+    assert window._label._text.text().startswith(f"z {found.z_um[2]:+.2f} µm")
+    window.take(shown_hologram(settings, shots[1]))  # the label goes with the particle
+    moved = shots[1].tracks.detections
+    wait_until(qt, lambda: window.picture.z_um[2] == moved.z_um[2])
+    assert window._label._text.text().startswith(f"z {moved.z_um[2]:+.2f} µm")
+    assert window._label._text.isVisible()
+    window.select(2.0, 2.0)
+    assert not window._label._text.isVisible()
+
+
+def test_the_number_box_gives_the_keyboard_back(qt, window):
+    settings, (shot,) = holograms()
+    window.take(shown_hologram(settings, shot))
+    choose(qt, window, "refocused")
+    box = window._controls._box
+    for end in (QtCore.Qt.Key.Key_Return, QtCore.Qt.Key.Key_Escape):
+        window.activateWindow()
+        QtTest.QTest.mouseClick(box.lineEdit(), QtCore.Qt.MouseButton.LeftButton)
+        box.selectAll()
+        QtTest.QTest.keyClicks(box.lineEdit(), "2.95")
+        QtTest.QTest.keyClick(box, end)
+        assert window.isVisible()
+        assert not box.hasFocus()
+        assert window._controls.z_um == pytest.approx(2.95)
+        wait_until(qt, lambda: window.plane.z_um == pytest.approx(2.95))
+        box.setValue(0.0)
+    QtTest.QTest.keyClick(window, QtCore.Qt.Key.Key_PageUp)
+    assert window._controls.z_um == pytest.approx(0.1)
+
+
+def test_a_frozen_picture_can_be_refocused_and_its_brightness_follows(qt, window):
+    settings, shots = holograms(n=3, z_um=0.0, spread_um=3.0, frames=6)
+    window.take(shown_hologram(settings, shots[0]))
+    QtTest.QTest.keyClick(window, QtCore.Qt.Key.Key_Space)
+    window.take(shown_hologram(settings, shots[1]))
+    z_um = float(np.round(shots[0].tracks.detections.z_um[0], 1))
+    choose(qt, window, "refocused", 5.0)
+    choose(qt, window, "refocused", z_um)
+    assert window.picture.index == shots[0].frame.index
+    window._levels_s -= 2
+    window.show_status()
+    assert 0.4 * window.plane.levels[1] < window._levels[1] <= window.plane.levels[1]
+    assert window._plane_legend.texts[2] == f"{window._levels[1]:.2f}"
+
+
+def test_amplitude_is_bright_on_both_sides_of_the_background_and_phase_within_a_turn(qt, window):
+    settings, (shot,) = holograms(z_um=1.5)
+    window.take(shown_hologram(settings, shot))
+    for mode, middle, furthest in (("amplitude", 1.0, 1.0), ("phase", 0.0, np.pi)):
+        choose(qt, window, mode)
+        for key in (QtCore.Qt.Key.Key_Up, QtCore.Qt.Key.Key_Down, QtCore.Qt.Key.Key_Down):
+            QtTest.QTest.keyClick(window, key)
+            low, high = window._levels
+            assert (low + high) / 2 == pytest.approx(middle)
+            assert 0.01 < high - middle <= furthest + 1e-9
+    assert high == pytest.approx(np.pi)
+    np.testing.assert_allclose(window.plane.pixels, np.angle(shot.tracks.detections.field))
+
+
+def test_a_field_of_unknown_optics_cannot_be_refocused(qt, window):
+    settings, (shot,) = holograms()
+    window.take(shown_hologram(settings, shot, field_optics=None))
+    QtTest.QTest.keyClick(window, KEYS["refocused"])
+    assert window._controls.mode == "hologram"
+    choose(qt, window, "amplitude")
+
+
+def test_a_field_without_a_number_does_not_stop_the_view(qt, window):
+    settings, (shot,) = holograms()
+    nan = np.full_like(shot.tracks.detections.field, np.nan)
+    window.take(shown_hologram(settings, shot, field=nan))
+    for mode in ("amplitude", "phase", "refocused"):
+        choose(qt, window, mode)
+    window.take(shown_hologram(settings, shot))
+    wait_until(qt, lambda: np.isfinite(window.plane.pixels).all())
+
+
+def test_the_slider_spans_what_the_model_was_trained_for(window):
+    settings, (shot,) = holograms()
+    window.take(shown_hologram(settings, shot, z_range_um=(-1.25, 7.5)))
+    box, slider = window._controls._box, window._controls._slider
+    assert (box.minimum(), box.maximum(), box.singleStep()) == (-1.25, 7.5, 0.1)
+    window._controls.refocus(99.0)
+    assert (window._controls.z_um, slider.value()) == (7.5, slider.maximum())
+    assert window._z_legend.texts[1:3] == ("-1.25", "+7.5 µm")
+
+
+def test_colours_are_those_of_oklab_and_mean_what_they_should():
+    assert srgb(np.float64([0.62796]), np.float64([0.22486]), np.float64([0.12585])).tolist() == [[255, 0, 0]]
+    phase, lightness = phase_colours().astype(int), np.array([0.2126, 0.7152, 0.0722])
+    assert np.abs(phase[0] - phase[-1]).max() < 6  # one turn
+    assert np.abs(np.diff(phase, axis=0)).max() < 30  # no step, hence no false edge
+    assert phase[140, 0] > phase[140, 2]
+    assert phase[115, 0] < phase[115, 2]
+    assert (np.diff(z_colours() @ lightness) > -0.5).all()
+    steps = z_steps(np.float32([-9, -5, 0, 5, 9]), Z_RANGE_UM)
+    assert steps.tolist() == [0, 0, 32, 63, 63]
