@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -179,7 +180,7 @@ class FieldReader:
                 found.append(saturation_warning(image))
             if self._demodulator and (self._n_read > 1 or not self._found_here):
                 found.append(self._demodulator.drift_warning(self._demodulator.field(image)))
-        kinds = [text.split(":")[0] for text in found]  # the numbers behind it change from frame to frame
+        kinds = [re.sub(r"\d[\d.e+-]*", "", text) for text in found]  # the numbers change from frame to frame
         fresh = [text for text, kind in zip(found, kinds, strict=True) if text and kind not in self._told]
         self._told.update(kinds)
         return fresh

@@ -59,9 +59,15 @@ class HologramModel:
         self._reader = FieldReader(
             HologramSettings.from_card(network.card.hologram), reference=reference, background=background
         )
+        recipe = network.card.hologram
+        try:
+            self._every, self._spheres = int(recipe["pixels_per_cell"]), bool(recipe["spheres"])
+            self._planes_um = tuple(map(float, recipe["planes_um"]))
+            self._z_um, self._noisiest = (network.card.trained_ranges[name] for name in ("z_um", "field_noise"))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ValueError(f"the model card's hologram settings are damaged: {exc}; export the model again") from exc
         self._refine = refine
         self._tools: tuple[FocalPlanes, ParticleRefiner] | None = None
-        self._noisiest = network.card.trained_ranges["field_noise"][1]
         self._told_noise = False
 
     @property
@@ -119,11 +125,10 @@ class HologramModel:
 
     def _make_tools(self, shape: tuple[int, int]) -> tuple[FocalPlanes, ParticleRefiner]:
         """Prepare for fields of this shape."""
-        optics, card = self.settings.field_optics, self.card
-        planes = FocalPlanes(optics, shape, card.hologram["pixels_per_cell"], tuple(card.hologram["planes_um"]))
-        low, high = (AMPLE * z_um for z_um in card.trained_ranges["z_um"])
-        refiner = ParticleRefiner.for_optics(optics, z_um=(low, high), shape=shape, spheres=card.hologram["spheres"])
-        return planes, refiner
+        optics = self.settings.field_optics
+        low, high = (AMPLE * z_um for z_um in self._z_um)
+        refiner = ParticleRefiner.for_optics(optics, z_um=(low, high), shape=shape, spheres=self._spheres)
+        return FocalPlanes(optics, shape, self._every, self._planes_um), refiner
 
     def _measured(
         self, refiner: ParticleRefiner, field: NDArray[np.complex64], found: Detections
@@ -137,8 +142,11 @@ class HologramModel:
         z = measured.z
         in_focus = ~(z.at_edge | z.weak) & np.isfinite(measured.sigma_yx_px).all(axis=1)
         weighed = in_focus & np.isfinite(measured.polarizability_um3)
-        flags = columns["flags"].astype(int)
+        low, high = self._z_um
+        z_um = np.where(in_focus, z.z_um, coarse_um)
+        flags = columns["flags"].astype(int) & ~int(Flag.OUTSIDE_Z)
         for bad, flag in (
+            ((z_um < low) | (z_um > high), Flag.OUTSIDE_Z),
             (z.weak, Flag.WEAK),
             (z.near_neighbour, Flag.NEAR_NEIGHBOUR),
             (~in_focus & ~z.weak, Flag.NO_FOCUS),
@@ -160,12 +168,12 @@ class HologramModel:
 
     def _notes(self, image: NDArray[Any]) -> list[str]:
         notes = self._reader.notes(image)
-        if not self._told_noise and self._reader.noise > NOISY * self._noisiest:
+        if not self._told_noise and self._reader.noise > NOISY * self._noisiest[1]:
             self._told_noise = True
             notes.append(
                 f"the field's noise is {self._reader.noise:.3g} per component, the training had at most "
-                f"{self._noisiest:.3g}: particles will be missed and z is less sure; take a new --reference, or train "
-                "on a frame of now"
+                f"{self._noisiest[1]:.3g}: particles will be missed and z is less sure; take a new --reference, or "
+                "train on a frame of now"
             )
         return notes
 

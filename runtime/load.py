@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from oneframe.runtime.hologram_model import HologramModel
-from oneframe.runtime.model import ModelFileError, OnnxModel, load_graph
+from oneframe.runtime.model import OnnxModel, load_graph
 
 
 def load_model(
@@ -41,10 +41,7 @@ def load_model(
     """
     graph = load_graph(path, threshold=threshold, threads=threads)
     if graph.card.hologram:
-        try:
-            return HologramModel(graph, reference=reference, background=background)
-        except KeyError as exc:
-            raise ModelFileError(f"{path}: the card lacks {exc} of its hologram settings; export it again") from exc
+        return HologramModel(graph, reference=reference, background=background)
     if reference is not None or background is not None:
         raise ValueError(f"expected no reference or background: {path} takes camera images; leave it out")
     return graph

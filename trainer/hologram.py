@@ -47,10 +47,16 @@ MARGIN_UM = 1.0
 LOG_SIGNAL = (-1.2, 0.8)
 """Logarithm of the signal over the crop's that is always covered."""
 LOG_MARGIN = 0.5
+FAINTEST = 4.0
+"""Standard deviations of the noise in the planes: fainter particles are not asked for."""
 SURE = 0.3
 """Signal over the boxed particle's above which a particle counts for the range of z: fainter ones may be rings."""
-NOISE_MARGIN = 2.0
+GHOST = 0.3
+"""Signal over the strongest particle's below which it may be the ring of one, under the wrong sign of the carrier."""
+NOISE_MARGIN = 1.5
 """Strongest noise of the training over the frame's."""
+SCORES = (0.4, 0.8)
+"""Shares of the best score on the frame between which the threshold is put."""
 UNSETTLED = 0.3
 """Mean error of z in depths of focus above which z is not settled."""
 
@@ -67,6 +73,8 @@ class Lesson:
     n_spots: int
     particle: FocusedParticle
     polarizability_um3: float
+    spheres: bool
+    """Whether the particle agrees with a homogeneous sphere, and shall be taken for one."""
     depth_um: float
     views: ViewMaker
 
@@ -90,7 +98,7 @@ class ViewErrors:
     z_um: float
     log_signal: float
     found: float
-    """Share of views whose highest weight, above 0.5, lies on the particle."""
+    """Share of views whose highest weight lies on the particle."""
 
     def converged(self, depth_um: float) -> bool:
         """Whether the network locates the particle, z included."""
@@ -167,7 +175,7 @@ def train_hologram(
     ).eval()
     planes = FocalPlanes(lesson.optics, _shape(lesson.field), lesson.every, lesson.planes_um)
     channels = planes.of(lesson.field - 1)
-    chosen = choose_threshold(graph, channels)
+    chosen = choose_threshold(graph, channels, shares=SCORES)
     card = ModelCard(
         method="lodestar",
         input_dtype="float32",
@@ -183,7 +191,7 @@ def train_hologram(
             "background": reader.background,
             "pixels_per_cell": lesson.every,
             "planes_um": lesson.planes_um,
-            "spheres": training.spheres,
+            "spheres": lesson.spheres,
         },
         trained_ranges={
             "z_um": views.z_um,
@@ -222,7 +230,8 @@ def _lesson(
     spots = find_particles(field, optics, every, searched, reader.noise)
     if settings.kind == "off-axis" and settings.carrier_yx_per_um is None:
         conjugate = find_particles(field.conj(), optics, every, searched, reader.noise)
-        if _strongest(conjugate, box, settings) > _strongest(spots, box, settings):
+        right, wrong = (_strongest(found, box, settings) for found in (spots, conjugate))
+        if wrong > max(right, GHOST * _strongest(spots, None, settings)):
             y_per_um, x_per_um = reader.settings.carrier_yx_per_um or (0.0, 0.0)
             turned = replace(settings, carrier_yx_per_um=(-y_per_um, -x_per_um))
             return _lesson(image, box, turned, reference, background, training)
@@ -234,29 +243,36 @@ def _lesson(
         refocused = refocuser.refocus(field, z_um)
         measured = refiner.measure(refocused, at, 0.0, noise=reader.noise)
         z_um, at = z_um + float(measured.z.z_um[0]), measured.yx_px
+    polarizability = float(measured.polarizability_um3[0])
+    spheres = training.spheres and math.isfinite(polarizability)
+    if not spheres:  # too large or too dense a sphere for the model, or none
+        plain = ParticleRefiner.for_optics(optics, z_um=(0, 0), shape=_shape(field))
+        polarizability = abs(float(plain.measure(refocused, at, 0.0, noise=reader.noise).polarizability_um3[0]))
     refocused = refocuser.refocus(field, z_um)
     yx_px = float(at[0, 0]), float(at[0, 1])
     particle = focused_particle(refocused, yx_px, optics, every, reader.noise, in_line=in_line)
     spot = replace(spot, y_px=yx_px[0], x_px=yx_px[1], z_um=z_um)
     z_range = training.z_range_um or _z_range([spot, *spots], unit, searched, in_line=in_line)
     logs = [math.log(other.signal / spot.signal) for other in spots]
+    noise_in_planes = reader.noise * band_per_um(optics, every) / optics.pupil_radius_per_um
+    faintest = min(0.0, max(LOG_SIGNAL[0], math.log(FAINTEST * noise_in_planes / particle.signal)))
+    log_signal = (
+        min([faintest, *(log - LOG_MARGIN for log in logs)]),
+        max([LOG_SIGNAL[1], *(log + LOG_MARGIN for log in logs)]),
+    )
     views = ViewMaker(
         particle,
         optics,
         every,
         planes := planes_for(optics, every, z_range),
         z_um=z_range,
-        log_signal=(
-            min(LOG_SIGNAL[0], min(logs, default=0) - LOG_MARGIN), max(LOG_SIGNAL[1], max(logs, default=0) + LOG_MARGIN)
-        ),
+        log_signal=log_signal,
         noise=NOISE_MARGIN * reader.noise,
         view_cells=training.view_cells,
         shift_cells=training.shift_cells,
         in_line=in_line,
     )  # fmt: skip
-    lesson = Lesson(
-        field, reader, every, planes, spot, len(spots), particle, float(measured.polarizability_um3[0]), depth_um, views
-    )
+    lesson = Lesson(field, reader, every, planes, spot, len(spots), particle, polarizability, spheres, depth_um, views)
     return lesson, notes
 
 
@@ -305,14 +321,18 @@ def _train_once(
 ) -> HologramNetwork:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    network = HologramNetwork(2 * len(lesson.planes_um), training).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unit_um = lesson.depth_um / REACH_DEPTH_UM
+    network = HologramNetwork(
+        2 * len(lesson.planes_um), training, middle_um=sum(lesson.views.z_um) / 2, unit_um=unit_um
+    )
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     z_error_um = math.inf
 
     def loss(_step: int) -> Tensor:
         nonlocal z_error_um
         views = lesson.views.draw(training.n_views, generator)
         grid = network(views.planes.contiguous(memory_format=torch.channels_last))
-        total, now_um = hologram_loss(grid, views, training)
+        total, now_um = hologram_loss(grid, views, training, unit_um)
         z_error_um = float(now_um) if math.isinf(z_error_um) else 0.95 * z_error_um + 0.05 * float(now_um)
         return total
 
@@ -323,20 +343,20 @@ def _train_once(
         training.n_steps, peak_learning_rate=training.peak_learning_rate, averaging=training.averaging
     )
     trained = fit(network, loss, settings, on_progress=on_progress, cancel=cancel, attempt=attempt, note=note)
-    return trained.to(memory_format=torch.contiguous_format).eval()  # type: ignore[no-any-return]
+    return trained.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload, no-any-return]
 
 
 @torch.no_grad()
 def measure(network: HologramNetwork, lesson: Lesson, training: HologramTraining, *, seed: int) -> ViewErrors:
     """Look at 256 fresh views of the particle as strong as it is, with the frame's own noise."""
     generator = torch.Generator().manual_seed(seed)
-    views = lesson.views.draw(256, generator, noise=lesson.reader.noise, log_signal=(0.0, 0.0))
+    views = lesson.views.draw(256, generator, noise=lesson.reader.noise, log_signal=(0.0, 0.0), alone=True)
     grid = network(views.planes)
     share = shares(grid, views, training)
     error = (residuals(grid, views) * share).sum((2, 3))
     weight = torch.sigmoid(grid[:, 2])
     on_particle = (weight * (share[:, 0] > 0)).amax((1, 2))
-    found = (on_particle > 0.5) & (on_particle >= weight.amax((1, 2)))
+    found = on_particle >= weight.amax((1, 2))
     return ViewErrors(
         float(error[:, :2].square().mean().sqrt()),
         float(error[:, 2].square().mean().sqrt()),
@@ -366,7 +386,7 @@ def _quality(
     if not lesson.particle.is_round:
         warnings.append("the particle is not round: z and polarizability depend on how it is turned")
     confirmed = again.get("repropagated_z_rmse_um", 0.0) < 0.2 * lesson.depth_um
-    good = chosen.n_found >= 1 and chosen.gap >= 1.5 and confirmed
+    good = chosen.n_found >= 1 and chosen.gap >= 1.3 and confirmed
     advice = "good" if good and not warnings else "fair" if good else "poor"
     sentence = {
         "good": "the network locates the particle, z included",

@@ -34,10 +34,10 @@ class HologramTraining:
     shift_cells: float = 2.0
     """Largest distance of the particle from the middle of a view."""
     z_weight: float = 2.0
-    """Weight of z in um against positions in cells and the logarithm of the signal."""
+    """Weight of z in units of 0.6 depths of focus against positions in cells and the logarithm of the signal."""
     within_weight: float = 0.5
     """Weight of what each cell says against what they say together."""
-    place_weight: float = 20.0
+    place_weight: float = 60.0
     """Weight of where a particle is seen at all."""
     spot_cells: float = 0.9
     """Standard deviation of the spot of weights that marks a particle."""
@@ -58,19 +58,32 @@ class HologramTraining:
 
 
 class HologramNetwork(nn.Module):
-    """Predicts from planes (B, 2 P, h, w) a grid of (dy, dx, rho, z in um, log signal), shape (B, 5, h, w)."""
+    """Predicts from planes (B, 2 P, h, w) a grid of (dy, dx, rho, z in um, log signal), shape (B, 5, h, w).
 
-    def __init__(self, n_channels: int, settings: HologramTraining) -> None:
+    Parameters
+    ----------
+    n_channels : int
+    settings : HologramTraining
+    middle_um, unit_um : float
+        z is learned as a multiple of a unit from the middle of its range.
+    """
+
+    def __init__(self, n_channels: int, settings: HologramTraining, *, middle_um: float, unit_um: float) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for i in range(settings.n_convolutions):
             layers += [nn.Conv2d(settings.channels if i else n_channels, settings.channels, 3, padding=1), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(settings.channels, 5, 1)
+        self.register_buffer("scale", torch.tensor([1.0, 1.0, 1.0, unit_um, 1.0])[:, None, None])
+        self.register_buffer("shift", torch.tensor([0.0, 0.0, 0.0, middle_um, 0.0])[:, None, None])
+
+    scale: Tensor
+    shift: Tensor
 
     def forward(self, planes: Tensor) -> Tensor:
         """Return the prediction grid."""
-        grid: Tensor = self.head(self.body(planes))
+        grid: Tensor = self.head(self.body(planes)) * self.scale + self.shift
         return grid
 
 
@@ -95,7 +108,9 @@ def shares(grid: Tensor, views: HologramViews, settings: HologramTraining) -> Te
     return share
 
 
-def hologram_loss(grid: Tensor, views: HologramViews, settings: HologramTraining) -> tuple[Tensor, Tensor]:
+def hologram_loss(
+    grid: Tensor, views: HologramViews, settings: HologramTraining, unit_um: float
+) -> tuple[Tensor, Tensor]:
     """Return the training loss, and the mean error of z, um.
 
     Equivariance under shifts, propagation (z) and scaling (log signal), all cells near the particle together and each
@@ -108,9 +123,10 @@ def hologram_loss(grid: Tensor, views: HologramViews, settings: HologramTraining
     """
     error = residuals(grid, views)
     share = shares(grid, views, settings).detach()
-    each = (error.abs() * share).sum((2, 3)).mean(0)
-    together = (error * share).sum((2, 3)).abs().mean(0)
-    weight = torch.tensor([1.0, 1.0, settings.z_weight, 1.0])
+    counts = views.present[:, None] / views.present.sum().clamp(min=1)
+    each = ((error.abs() * share).sum((2, 3)) * counts).sum(0)
+    together = ((error * share).sum((2, 3)).abs() * counts).sum(0)
+    weight = torch.tensor([1.0, 1.0, settings.z_weight / unit_um, 1.0])
     place = F.binary_cross_entropy_with_logits(grid[:, 2], views.spots(grid.shape[-2:], settings.spot_cells))
     loss = (weight * (settings.within_weight * each + together)).sum() + settings.place_weight * place
     return loss, together[2].detach()

@@ -18,6 +18,8 @@ APART = 4.0
 """Particles closer than this across the axis are taken for one, in wavelengths over the aperture of the planes."""
 FAINTEST = 0.12
 """Of the strongest: rings of particles out of focus are fainter."""
+LEAST = 1e-3
+"""Of the background, however little noise there is."""
 CLEAR = 6.0
 """Standard deviations of the noise in the planes."""
 
@@ -58,9 +60,10 @@ def find_particles(
     highest = ndimage.maximum_filter(signal, size=3, mode="nearest")
     kept = math.pi * (band * optics.pixel_um) ** 2
     covered = math.pi * (optics.pupil_radius_per_um * optics.pixel_um) ** 2
-    lowest = max(CLEAR * noise * math.sqrt(min(1.0, kept / covered)), FAINTEST * float(signal.max()))
+    lowest = max(LEAST, CLEAR * noise * math.sqrt(min(1.0, kept / covered)), FAINTEST * float(signal.max()))
     places = np.argwhere((signal == highest) & (signal >= lowest))
-    places = places[(places[:, 0] > 0) & (places[:, 0] < n - 1)]  # at the ends the focus lies beyond
+    # at the ends of z the focus lies beyond, at the edges of the frame there is light from the opposite edge
+    places = places[((places > 0) & (places < np.array(signal.shape) - 1)).all(axis=1)]
     strength = signal[tuple(places.T)]
     apart_cells = APART / band / (every * optics.pixel_um)
     spots: list[Spot] = []

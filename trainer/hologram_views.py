@@ -21,6 +21,10 @@ N_RINGS = 16
 """Rings of equal area that a round particle's spectrum is averaged over."""
 TWIN_WINDOWS = 3
 """Half the edge of the window of an in-line particle over that: wide enough for the twin to turn its phase."""
+LEFT_OUT, ACCOMPANIED = 0.15, 0.3
+"""Shares of the views without the particle, and with another one beside it."""
+NEAREST_CELLS = 1.0
+"""Least distance of the other one, beyond what both are shifted."""
 ROUND = 0.05
 """Share of a particle's light that may be uneven round its axis in a round one; polarisation alone makes 2 %."""
 
@@ -75,7 +79,8 @@ def focused_particle(
         scattered = symmetric[n - half_px : n + half_px + 1, n - half_px : n + half_px + 1] * _window(half_px)
         return FocusedParticle(scattered.astype(np.complex64), float(np.abs(scattered).max()), True)
     within = np.fft.fftshift(np.fft.ifft2(np.fft.fft2(np.fft.ifftshift(centred)) * inside))
-    lost = 2 * noise**2 * inside.mean() * np.sum(_window(half_px) ** 2)
+    covered = min(1.0, math.pi * (optics.pupil_radius_per_um * optics.pixel_um) ** 2)  # the noise fills the pupil only
+    lost = 2 * noise**2 * inside.mean() / covered * np.sum(_window(half_px) ** 2)
     uneven = np.sum(np.abs(within - symmetric) ** 2) - lost
     is_round = bool(uneven < ROUND * np.sum(np.abs(symmetric) ** 2))
     scattered = symmetric if is_round else within
@@ -143,12 +148,22 @@ class HologramViews:
     """(B,)"""
     log_signal: Tensor
     """(B,): logarithm of its signal over the crop's."""
+    present: Tensor
+    """(B,): 1 where the particle is there, 0 where it was left out."""
+    other_cells: Tensor
+    """(B, 2): where another particle of the kind is, NaN where there is none."""
 
     def spots(self, shape: tuple[int, ...], sigma_cells: float) -> Tensor:
         """Return a Gaussian spot at each particle, (B, h, w), 1 at its centre."""
-        y, x = (torch.arange(n) - (n - 1) / 2 for n in shape)
-        squared = (y[:, None] - self.seen_cells[:, 0, None, None]) ** 2 + (x - self.seen_cells[:, 1, None, None]) ** 2
-        return torch.exp(-squared / (2 * sigma_cells**2))
+        own = self.present[:, None, None] * _spots(self.seen_cells, shape, sigma_cells)
+        return torch.maximum(own, _spots(self.other_cells, shape, sigma_cells).nan_to_num())
+
+
+def _spots(at_cells: Tensor, shape: tuple[int, ...], sigma_cells: float) -> Tensor:
+    """Return a Gaussian spot at each place (B, 2), (B, h, w)."""
+    y, x = (torch.arange(n) - (n - 1) / 2 for n in shape)
+    squared = (y[:, None] - at_cells[:, 0, None, None]) ** 2 + (x - at_cells[:, 1, None, None]) ** 2
+    return torch.exp(-squared / (2 * sigma_cells**2))
 
 
 class ViewMaker:
@@ -200,6 +215,8 @@ class ViewMaker:
         scaled = particle.scattered / particle.signal
         self._fine = torch.stack([refined(scaled.real), refined(scaled.imag)])
         self._kernels = torch.from_numpy(plane_kernels(optics, shape, every, planes_um))
+        self._nearest = 2 * shift_cells + NEAREST_CELLS
+        self._f = torch.fft.fftfreq(self._size)
         f = np.fft.fftfreq(self._size, cell_um)
         f_squared = f[:, None] ** 2 + f**2
         self._axial = torch.from_numpy(axial_wavenumber(optics, f_squared).astype(np.float32))
@@ -217,9 +234,13 @@ class ViewMaker:
         *,
         noise: float | None = None,
         log_signal: tuple[float, float] | None = None,
+        alone: bool = False,
     ) -> HologramViews:
-        """Draw n views; `noise` per component of the field, and a range of signals, in place of the training's."""
-        u = torch.rand(7, n, generator=generator)
+        """Draw n views; `noise` per component of the field, and a range of signals, in place of the training's.
+
+        In some the particle is left out, beside some stands another of the kind, unless it is to be `alone`.
+        """
+        u = torch.rand(11, n, generator=generator)
         turn = orthogonal(2 * torch.pi * u[0], torch.where(u[1] < 0.5, -1.0, 1.0))
         seen = (2 * u[2:4].T - 1) * self._shift
         # the middle of an even grid lies between cells, the source's middle on a pixel
@@ -233,6 +254,17 @@ class ViewMaker:
         phase = -z_um[:, None, None] * self._axial
         spectrum = torch.fft.fft2(torch.complex(source[:, 0], source[:, 1]))
         spectrum = spectrum * torch.polar(torch.exp(log)[:, None, None] * self._pupil, phase)
+        present, other = torch.ones(n), torch.full((n, 2), torch.nan)
+        if not alone:
+            present = (u[7] >= LEFT_OUT).float()
+            # the particle of the view before, moved to where it takes no part in what is known of this one
+            far = self._nearest + (self._view / 2 + 2 - self._nearest) * u[8]
+            move = far[:, None] * torch.stack([torch.sin(2 * torch.pi * u[9]), torch.cos(2 * torch.pi * u[9])], 1)
+            with_other = (u[10] < ACCOMPANIED)[:, None]
+            other = torch.where(with_other, seen.roll(1, 0) + move, torch.nan)
+            ramp = torch.exp(-2j * torch.pi * (move[:, :1, None] * self._f[:, None] + move[:, 1:, None] * self._f))
+            beside = spectrum.roll(1, 0) * ramp * with_other[:, :, None]
+            spectrum = spectrum * present[:, None, None] + beside
         if noise is None:
             sigma = self._noise_in_band * u[6]
         else:
@@ -244,7 +276,7 @@ class ViewMaker:
         planes = torch.fft.ifft2(spectrum[:, None] * self._kernels)
         start = (self._size - self._view) // 2
         planes = planes[:, :, start : start + self._view, start : start + self._view]
-        return HologramViews(torch.cat([planes.real, planes.imag], 1), seen, z_um, log)
+        return HologramViews(torch.cat([planes.real, planes.imag], 1), seen, z_um, log, present, other)
 
     def _noise(self, sigma: Tensor, generator: torch.Generator) -> Tensor:
         """Return the spectrum of noise within the band, (B, S, S), of this standard deviation per component."""

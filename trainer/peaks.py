@@ -181,15 +181,15 @@ class Threshold:
 
 
 @torch.no_grad()
-def choose_threshold(graph: PeakGraph, image: NDArray[Any]) -> Threshold:
+def choose_threshold(graph: PeakGraph, image: NDArray[Any], *, shares: tuple[float, float] = (0.2, 0.7)) -> Threshold:
     """Put the threshold into the widest gap, on a logarithmic scale, between the scores found on the frame itself.
 
-    It lies within 0.2 to 0.7 of the best score.
+    It lies within these `shares` of the best score.
     """
     values = graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(0.02))
     score, variance = (values[graph.columns.index(name)] for name in ("score", "variance_px2"))
     best = float(score.max()) if len(score) else 1.0
-    low, high = 0.2 * best, 0.7 * best
+    low, high = (share * best for share in shares)
     levels = torch.cat([torch.tensor([low, high]), score[(score > low) & (score < high)]]).sort().values.log()
     gap = int((levels[1:] - levels[:-1]).argmax())
     threshold = round(float((levels[gap] + levels[gap + 1]).div(2).exp()), 3)
