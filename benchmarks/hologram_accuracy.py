@@ -1,6 +1,7 @@
 """How well a model that learned one simulated hologram tells x, y, z and weight, against exact truth.
 
-Run: python benchmarks/hologram_accuracy.py [accuracy noise grid populations diffusion inline] [--seeds 3] [-o FILE.json]
+Run: python benchmarks/hologram_accuracy.py [PART ...] [--seeds 3] [-o FILE.json]
+Parts: accuracy, noise, grid, populations, diffusion, inline; all without any.
 Needs: pip install "oneframe[train]"
 
 All holograms: `sim:hologram`, pixels of 0.1 um, NA 1.3, 633 nm, water, 2e4 electrons per pixel, 512 x 512, divided by a
@@ -290,7 +291,7 @@ def populations(bench: Bench, seed: int, n_frames: int = 45) -> dict[str, Any]:
 
 
 def diffusion(bench: Bench, seed: int, n_frames: int = 200) -> dict[str, Any]:
-    """Brownian spheres: the covariance estimator on measured and linked tracks, and on the true ones of these frames."""
+    """Brownian spheres: the covariance estimator on measured, linked tracks and on the true ones of these frames."""
     found = bench.run(f"{SCENE}&seed={6000 + seed}", n_frames)
     linker = FrameLinker(LinkSettings(max_distance_px=20.0, max_gap_frames=3))
     measured, true = [], []

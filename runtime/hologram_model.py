@@ -13,7 +13,7 @@ from oneframe.runtime.detections import Detections, Flag
 from oneframe.runtime.field_reader import FieldReader, HologramSettings
 from oneframe.runtime.focal_planes import FocalPlanes
 from oneframe.runtime.model import OnnxModel, check_pixels
-from oneframe.runtime.refine import ParticleRefiner
+from oneframe.runtime.refine import ParticleRefiner, depth_of_focus_um
 
 NOISY = 1.3
 """Noise of the field over the strongest that was trained, from which on it is told."""
@@ -127,7 +127,10 @@ class HologramModel:
         """Prepare for fields of this shape."""
         optics = self.settings.field_optics
         low, high = (AMPLE * z_um for z_um in self._z_um)
-        refiner = ParticleRefiner.for_optics(optics, z_um=(low, high), shape=shape, spheres=self._spheres)
+        reach_um = max(3 * depth_of_focus_um(optics), 5 * self.card.quality["view_z_rmse_um"])
+        refiner = ParticleRefiner.for_optics(
+            optics, z_um=(low, high), shape=shape, spheres=self._spheres, half_range_um=reach_um
+        )
         return FocalPlanes(optics, shape, self._every, self._planes_um), refiner
 
     def _measured(

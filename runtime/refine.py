@@ -23,6 +23,10 @@ WEAK = 5.0
 """Peaks below this many standard deviations of the noise are not told from it: the search looks at some 20 of them."""
 REACH_PX = 1.5
 """How far from the coarse centre a peak is searched for, along each axis."""
+FAINT = 20.0
+"""Peaks below this many standard deviations of the noise are looked for beside the given axis too."""
+ASIDE = 0.2
+"""Steps in which, two to each side, in wavelengths over the aperture."""
 HARMLESS_PX = 0.2
 """A centre that is off by so much reads the same z."""
 SMALLEST_CROP_PX = 16
@@ -275,6 +279,13 @@ class ParticleRefiner:
         noise = field_noise(field) if noise is None else noise
         spectra = self._spectra(field, yx_px)
         z = self._focus(spectra, yx_px, z_start_um, noise)
+        faint = z.peak < FAINT * noise
+        if faint.any():
+            by_px = self._brightest(spectra[faint], z_start_um[faint])
+            yx_px = yx_px.copy()
+            yx_px[faint] += by_px
+            spectra[faint] = self._moved(spectra[faint], by_px)
+            z = self._focus(spectra, yx_px, z_start_um, noise)
         spectra, centre_px, sigma_px = self._centre(spectra, yx_px, z.z_um, noise)
         if (np.hypot(*(centre_px - yx_px).T) > HARMLESS_PX).any():
             z = self._focus(spectra, centre_px, z_start_um, noise)
@@ -423,6 +434,20 @@ class ParticleRefiner:
             weak=peak < WEAK * noise,
             conjugate=-on_axis.min(axis=1) > peak,
         )
+
+    def _brightest(self, spectra: Spectra, z_start_um: Floats) -> Floats:
+        """Return by how many pixels the axis with the highest Im E_s lies beside that of a faint particle, (N, 2).
+
+        A little off its axis a particle's light is weaker already, and where it is faint the noise elsewhere along that
+        line is then higher.
+        """
+        step_px = ASIDE * self.optics.wavelength_um / self.optics.na / self.optics.pixel_um
+        aside_px = step_px * np.array([(y, x) for y in range(-2, 3) for x in range(-2, 3)], float)
+        peaks = []
+        for by_px in aside_px:
+            moved = self._moved(spectra, np.broadcast_to(by_px, (len(spectra), 2)))
+            peaks.append((self._rings(moved, z_start_um) @ self._to_axis).imag.max(axis=1))
+        return np.asarray(aside_px[np.argmax(peaks, axis=0)])
 
     def _centre(self, spectra: Spectra, yx_px: Floats, z_um: Floats, noise: float) -> tuple[Spectra, Floats, Floats]:
         """Return where Im E_s is highest around each axis, its standard error, and the spectra moved there."""
