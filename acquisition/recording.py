@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from oneframe.acquisition.folders import positive
 from oneframe.acquisition.frame import Frame
+from oneframe.acquisition.snapshot import instrument_in
 from oneframe.acquisition.source import (
     BadFrameError,
     EndOfStream,
@@ -93,6 +94,7 @@ def open_recording(url: SourceURL) -> Recording:
         fps=fps or None,
         channel=None if channel < 0 else channel,
         pixel_size_um=pixel_size_um or stack.pixel_size_um,
+        instrument=stack.instrument if isinstance(stack, _TiffStack) else {},
     )
 
 
@@ -148,6 +150,7 @@ class Recording:
         fps: float | None,
         channel: int | None,
         pixel_size_um: float | None,
+        instrument: Mapping[str, Any],
     ) -> None:
         self.n_pages = len(pages)
         """Images that are played, once."""
@@ -156,6 +159,7 @@ class Recording:
         self._n_frames = n_loops * len(pages) if n_loops else None
         self._interval_s = None if fps is None else 1.0 / fps
         self._channel = channel
+        self._instrument = instrument
         self._begin_s: float | None = None
         self._index = 0
         # frames that keep their own pace are live: who reads late sees older frames
@@ -187,7 +191,7 @@ class Recording:
         page = self._pages[index % len(self._pages)]
         try:
             pixels = self._one_channel(self._stack.read(page))
-            return Frame(pixels, index, time.time(), self._info.pixel_size_um, {"page": page})
+            return Frame(pixels, index, time.time(), self._info.pixel_size_um, {**self._instrument, "page": page})
         except (SourceError, EndOfStream):
             raise
         except Exception as exc:  # the decoders of a damaged file raise whatever they like
@@ -290,6 +294,7 @@ class _TiffStack:
             self._plane_of, self._channel_axis = _pages_of_images(self._series)
             self._memory = self._map_if_one_page()
             self.pixel_size_um = _tiff_pixel_size_um(self._file)
+            self.instrument = instrument_in((self._file.imagej_metadata or {}).get("Info"))
         except Exception:
             self._file.close()
             raise

@@ -17,6 +17,7 @@ from oneframe.app.console import CommandError, Console
 
 if TYPE_CHECKING:
     from oneframe.acquisition.publisher import Publisher
+    from oneframe.runtime.refocus import Complex2D
 
 
 def snap(arguments: argparse.Namespace, console: Console) -> None:
@@ -33,7 +34,18 @@ def snap(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.pixel_size_um:
         frame = replace(frame, pixel_size_um=arguments.pixel_size_um)
     settings = settings_of(arguments, frame)
-    reader = None if settings is None else reader_of(arguments, settings, live=False)
+    field: Complex2D | None = None
+    failure: Exception | None = None
+    if settings is not None:
+        reader = reader_of(arguments, settings, live=False)
+        known = {name: getattr(arguments, name) for name in ("wavelength_um", "medium_index", "na")}
+        told = {name: value for name, value in known.items() if value is not None}
+        try:
+            field = reader.read(frame.pixels)
+            told["kind"] = settings.kind  # only now is it sure
+        except Exception as exc:  # whatever it is, the frame is kept
+            failure = exc
+        frame = replace(frame, metadata={**frame.metadata, **told})
     write_snapshot(path, frame)
     console.say(
         f"{path}: {frame.width} x {frame.height} px, {frame.pixels.dtype}, {_levels(frame)}, {_size(frame)}",
@@ -45,11 +57,10 @@ def snap(arguments: argparse.Namespace, console: Console) -> None:
         lowest=float(frame.pixels.min()),
         highest=float(frame.pixels.max()),
     )
-    if reader is not None:
-        try:
-            snap_field(reader, frame, picture, console)
-        except ValueError as exc:
-            raise CommandError(f"{path} is saved, but there is no picture of its field: {exc}") from exc
+    if failure is not None:
+        raise CommandError(f"{path} is saved, but there is no picture of its field: {failure}") from failure
+    if field is not None:
+        snap_field(reader, frame, field, picture, console)
 
 
 def serve(arguments: argparse.Namespace, console: Console) -> None:

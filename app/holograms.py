@@ -139,15 +139,8 @@ def read_frame(text: str, kind: str) -> Frame:
     )
 
 
-def snap_field(reader: FieldReader, frame: Frame, path: Path, console: Console) -> None:
-    """Write the picture of a snapped hologram, and say what is known of its field.
-
-    Raises
-    ------
-    ValueError
-        If the frame is no such hologram.
-    """
-    field = reader.read(frame.pixels)
+def snap_field(reader: FieldReader, frame: Frame, field: Complex2D, path: Path, console: Console) -> None:
+    """Write the picture of a snapped hologram and of the field just read from it, and say what is known of that."""
     _tell_notes(reader, frame, console)
     picture = field_panels(
         None if reader.settings.kind == "field" else frame.pixels,

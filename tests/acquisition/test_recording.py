@@ -12,6 +12,7 @@ import tifffile
 
 from oneframe.acquisition import BadFrameError, EndOfStream, Frame, SourceError, frames, open_source
 from oneframe.acquisition.recording import read_image
+from oneframe.acquisition.snapshot import write_snapshot
 
 RNG = np.random.default_rng(0)
 STACK = RNG.integers(0, 4096, (5, 30, 40), dtype=np.uint16)
@@ -163,6 +164,56 @@ def test_pixel_size(tmp_path: Path, kind: str) -> None:
     source.close()
     assert frame is not None
     assert frame.pixel_size_um == source.info.pixel_size_um
+
+
+INSTRUMENT = {"kind": "off-axis", "wavelength_um": 0.633, "medium_index": 1.33, "na": 1.3}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("shape", [(30, 40), (2, 30, 40)])
+def test_a_snapshot_keeps_the_instrument(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+    pixels = np.resize(STACK, shape).astype(dtype)
+    metadata = {**INSTRUMENT, "exposure_ms": 10, "carrier_per_um": [1.0, 2.0]}
+    write_snapshot(tmp_path / "a.tif", Frame(pixels, 7, 0.0, 0.1, metadata))
+    (frame,) = _read_all(tmp_path / "a.tif")
+    assert frame.metadata == {**INSTRUMENT, "page": 0}
+    np.testing.assert_array_equal(frame.pixels, pixels)
+    assert frame.pixel_size_um == pytest.approx(0.1)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.is_imagej
+        assert file.series[0].axes == ("YX" if len(shape) == 2 else "CYX")
+        assert file.imagej_metadata is not None
+        assert file.imagej_metadata["Info"].startswith('oneframe: {"kind": "off-axis", ')
+
+
+def test_a_snapshot_of_an_unknown_instrument_has_no_info(tmp_path: Path) -> None:
+    for n, metadata in enumerate([{}, {"kind": "reflected", "na": None, "wavelength_um": "0.6", "camera": "x"}]):
+        write_snapshot(tmp_path / f"{n}.tif", Frame(STACK[0], 0, 0.0, None, metadata))
+        assert read_image(tmp_path / f"{n}.tif").metadata == {"page": 0}
+        with tifffile.TiffFile(tmp_path / f"{n}.tif") as file:
+            assert "Info" not in (file.imagej_metadata or {})
+
+
+INFOS: dict[str, tuple[str, dict[str, Any]]] = {
+    "between the lines of others": ('Title: a\noneframe: {"na": 1.3}\nRange: 0-255', {"na": 1.3}),
+    "after a damaged line": ('oneframe: {"na": 1.\noneframe: {"na": 1.3}', {"na": 1.3}),
+    "foreign": ('Objective: {"na": 1.3}\nna = 1.3\n not oneframe: {"na": 1.3}', {}),
+    "damaged": ('oneframe: {"kind": "off-axis", "na": 1.', {}),
+    "deep": ("oneframe: " + "[" * 100_000, {}),
+    "no object": ("oneframe: [1.3]", {}),
+    "other keys": ('oneframe: {"page": 5, "note": "lost", "na": 1.3}', {"na": 1.3}),
+    "other types": ('oneframe: {"kind": 3, "wavelength_um": "0.633", "medium_index": [1.33], "na": true}', {}),
+    "other kind": ('oneframe: {"kind": "reflected"}', {}),
+    "no lengths": ('oneframe: {"wavelength_um": NaN, "medium_index": -1.33, "na": 0}', {}),
+    "endless": (f'oneframe: {{"wavelength_um": Infinity, "na": {"9" * 400}, "kind": "field"}}', {"kind": "field"}),
+}
+
+
+@pytest.mark.parametrize("name", INFOS)
+def test_of_a_text_in_the_file_only_the_instrument_is_taken(tmp_path: Path, name: str) -> None:
+    info, expected = INFOS[name]
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0], imagej=True, metadata={"Info": info})
+    assert read_image(tmp_path / "a.tif").metadata == {**expected, "page": 0}
 
 
 def test_a_recording_that_was_cut_off_is_read_up_to_the_cut(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 
 from oneframe.acquisition import Frame, open_source
+from oneframe.acquisition.recording import read_image
 from oneframe.app.console import CommandError
 from oneframe.app.holograms import background_of, read_frame, reader_of, reference_of, settings_of
 from oneframe.app.main import main, parse
@@ -111,6 +112,8 @@ def test_a_snapped_frame_is_kept_when_it_has_no_fringes(capsys, tmp_path):
     error = refused(capsys, "snap", "sim:beads?seed=1", "--hologram", "off-axis", *OPTICS, "-o", str(out))
     assert f"{out} is saved, but there is no picture of its field: expected an off-axis hologram" in error
     assert [path.name for path in tmp_path.iterdir()] == ["snap.tif"]
+    # its kind is not sure, so training may still take it for another one
+    assert read_image(out).metadata == {"wavelength_um": 0.633, "na": 1.3, "page": 0}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -218,13 +221,14 @@ def test_planes_beyond_the_frame_are_not_to_be_trusted(capsys, snaps, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("{f}/off-axis.tif --hologram off-axis --na 1.3", "the frame does not tell it; add --wavelength-um L"),
-        ("{f}/off-axis.tif --hologram off-axis --wavelength-um 0.6", "add --na A"),
+        ("{f}/foreign.tif --hologram off-axis --na 1.3", "the frame does not tell it; add --wavelength-um L"),
+        ("{f}/foreign.tif --hologram off-axis --wavelength-um 0.6", "add --na A"),
         ("{f}/off-axis.tif --hologram off-axis --wavelength-um 633 --na 1", "0.633 for 633 nm"),
         ("{f}/bare.tif --hologram off-axis --wavelength-um 0.6 --na 1", "add --pixel-size-um P"),
         ("{f}/off-axis.tif --hologram field {o}", "expected Re and Im of one field in"),
         ("{f}/field.tif --hologram off-axis {o}", "holds 2 channels, one grey plane is expected"),
-        ("{f}/in-line.tif --hologram off-axis {o}", "or treat the frame as in-line"),
+        ("{f}/in-line.tif --hologram off-axis {o}", "the frame is in-line; write --hologram in-line"),
+        ("{f}/foreign.tif --hologram off-axis {o}", "or treat the frame as in-line"),
         ("{f}/none.tif --hologram in-line {o}", "no such file; check the path"),
         ("{f}/none.tif --hologram field {o}", "no such file; check the path"),
         ("{f}/small.tif --hologram in-line {o}", "of 32 px or more, got shape (20, 20)"),
@@ -237,6 +241,8 @@ def test_planes_beyond_the_frame_are_not_to_be_trusted(capsys, snaps, tmp_path):
 )
 def test_bad_input_gets_one_sentence(capsys, snaps, tmp_path, argv, message):
     tifffile.imwrite(snaps / "bare.tif", taken(SPHERE).pixels)
+    foreign = taken(f"{SPHERE}&kind=in-line").pixels
+    tifffile.imwrite(snaps / "foreign.tif", foreign, imagej=True, resolution=(10, 10), metadata={"unit": "um"})
     small = np.random.default_rng(0).normal(100, 5, (20, 20)).astype(np.float32)
     tifffile.imwrite(snaps / "small.tif", small, imagej=True, resolution=(10, 10), metadata={"unit": "um"})
     words = argv.format(f=snaps, o="--wavelength-um 0.633 --na 1.3").split()
@@ -289,6 +295,38 @@ def test_options_go_before_what_the_frame_says_and_water_is_the_medium():
     assert other.carrier_yx_per_um == (-2.0, 3.0)
     bare = Frame(frame.pixels, 0, 0.0, 0.1)
     assert settings_of(arguments("--hologram", "in-line", *OPTICS), bare).optics.medium_index == 1.33
+
+
+class Camera:
+    """A source of one frame that tells nothing of the light."""
+
+    def __init__(self, pixels):
+        self.frame = Frame(pixels, 0, 0.0, 0.1, {"camera": "mine"})
+
+    def read(self, timeout_s):
+        return self.frame
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("medium", [(), ("--medium-index", "1.4")])
+def test_training_needs_no_option_that_snap_was_told(capsys, monkeypatch, tmp_path, medium):
+    pixels = taken(SPHERE).pixels
+    monkeypatch.setattr("oneframe.app.frames.open_source", lambda url: Camera(pixels))
+    out = tmp_path / "snap.tif"
+    given = ["--hologram", "off-axis", "--wavelength-um", "0.64", "--na", "1.25", *medium]
+    run(capsys, "snap", "mm:my.cfg", *given, "-o", str(out))
+    frame = read_frame(str(out), "off-axis")
+    assert ("medium_index" in frame.metadata) == bool(medium)  # water is a guess, not what is known
+    train = ["train", str(out), "-o", "m.onnx", "--hologram", "off-axis"]
+    told = settings_of(parse(train), frame)
+    assert told == settings_of(parse([*train, *given]), Frame(pixels, 0, 0.0, frame.pixel_size_um))
+    assert told.optics.wavelength_um == 0.64
+    assert told.optics.medium_index == (1.4 if medium else 1.33)
+    assert settings_of(parse([*train, "--wavelength-um", "0.5"]), frame).optics.wavelength_um == 0.5
+    with pytest.raises(CommandError, match="the frame is off-axis; write --hologram off-axis"):
+        settings_of(parse(["train", str(out), "-o", "m.onnx", "--hologram", "in-line"]), frame)
 
 
 def test_options_of_a_hologram_without_one_are_refused():
