@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from oneframe.runtime.refocus import Complex2D
 
-ENOUGH = 128
-"""Samples along an axis from which medians and polynomials are taken: a standard error of 1 % of the noise."""
+ENOUGH = 96
+"""Samples along an axis from which medians and polynomials are taken: a standard error of 1.3 % of the noise."""
 TUKEY = 4.685
 """Tukey's biweight: residuals above this many standard deviations count for nothing (95 % efficient without any)."""
 
@@ -44,7 +44,7 @@ def field_noise(field: NDArray[np.complex64]) -> float:
 
     0.004 is what 2e4 electrons per pixel leave; above 0.05 the fringes of a background that was not taken out dominate.
     """
-    few = _thinned(field)
+    few = _thinned(field, ENOUGH // 2)
     deviation = [np.median(np.abs(part - np.median(part))) for part in (few.real, few.imag)]
     return float(1.4826 * np.hypot(*deviation) / np.sqrt(2))
 
@@ -226,6 +226,6 @@ def _robust_fit(basis: NDArray[np.float64], values: NDArray[Any]) -> NDArray[np.
     return coefficients
 
 
-def _thinned(field: NDArray[np.complex64]) -> NDArray[np.complex64]:
-    step_y, step_x = (-(-n // ENOUGH) for n in field.shape)
+def _thinned(field: NDArray[np.complex64], enough: int = ENOUGH) -> NDArray[np.complex64]:
+    step_y, step_x = (-(-n // enough) for n in field.shape)
     return field[::step_y, ::step_x]

@@ -138,7 +138,7 @@ class FieldReader:
         self.noise = math.nan
         """Of the field read last, per component, robust; see `field_noise`."""
         self._reference = reference
-        self._reference_field: Complex2D | None = None
+        self._over_reference: Complex2D | None = None
         self._demodulator: OffAxisDemodulator | None = None
         self._median: MedianBackground | None = None
         self._smooth: Complex2D | None = None
@@ -158,8 +158,8 @@ class FieldReader:
         if image.shape != self._shape:
             self._start(image)
         raw = self._raw(image)
-        if self._reference_field is not None:
-            field = without_reference(raw, self._reference_field)
+        if self._over_reference is not None:
+            field = normalised(raw * self._over_reference)
         elif self._median is not None:
             field = self._without_median(raw, self._median)
         elif self.background == "polynomial":
@@ -206,7 +206,8 @@ class FieldReader:
             self._demodulator = OffAxisDemodulator(self.settings.optics, (image.shape[0], image.shape[1]), carrier)
         self._shape = image.shape
         if self._reference is not None and self.settings.kind != "in-line":
-            self._reference_field = self._raw(self._reference).copy()
+            empty = self._raw(self._reference)
+            self._over_reference = without_reference(np.ones_like(empty), empty)
         height, width = (n // self.settings.pixels_per_cell for n in image.shape[-2:])
         self._median = MedianBackground((height, width)) if self.background == "median" else None
         self._smooth = None

@@ -163,7 +163,8 @@ class OffAxisDemodulator:
         height, width = self.field_shape
         hologram = hologram[: 2 * height, : 2 * width]
         # without its mean, the zero order leaks less from the edges of the frame
-        np.subtract(hologram, np.float32(hologram.mean(dtype=np.float64)), out=self._centred, casting="unsafe")
+        mean = hologram[::4].mean(dtype=np.float64)  # near enough
+        np.subtract(hologram, np.float32(mean), out=self._centred, casting="unsafe")
         np.multiply(self._centred, self._reference, out=self._turned)
         rows = fft.fft(self._turned, axis=1, overwrite_x=True)
         positive, negative = (width + 1) // 2, width // 2

@@ -44,7 +44,7 @@ REACH_UM = (-5.5, 5.5)
 REACH_DEPTH_UM = 1.67
 MARGIN_UM = 1.0
 """By which the range goes beyond the particles of the frame, likewise."""
-LOG_SIGNAL = (-1.2, 0.8)
+LOG_SIGNAL = (-2.0, 1.0)
 """Logarithm of the signal over the crop's that is always covered."""
 LOG_MARGIN = 0.5
 FAINTEST = 4.0

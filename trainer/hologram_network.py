@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +19,11 @@ from oneframe.trainer.peaks import PeakGraph
 class HologramTraining:
     """Settings of one training on a hologram."""
 
-    n_steps: int = 3000
+    n_steps: int = 4000
     """Gradient steps."""
     n_views: int = 8
     """Views a step."""
-    channels: int = 24
+    channels: int = 16
     """Width of the network."""
     n_convolutions: int = 5
     """3x3 convolutions; the planes bring every particle close to focus, so that few cells tell all."""
@@ -37,11 +39,11 @@ class HologramTraining:
     """Weight of z in units of 0.6 depths of focus against positions in cells and the logarithm of the signal."""
     within_weight: float = 0.5
     """Weight of what each cell says against what they say together."""
-    place_weight: float = 60.0
+    place_weight: float = 30.0
     """Weight of where a particle is seen at all."""
     spot_cells: float = 0.9
     """Standard deviation of the spot of weights that marks a particle."""
-    peak_learning_rate: float = 3e-3
+    peak_learning_rate: float = 5e-3
     averaging: float = 0.99
     """Decay per step of the moving average of the network's parameters."""
     alpha: float = 0.5
@@ -85,6 +87,17 @@ class HologramNetwork(nn.Module):
         """Return the prediction grid."""
         grid: Tensor = self.head(self.body(planes)) * self.scale + self.shift
         return grid
+
+    @torch.no_grad()
+    def folded(self, signal: float) -> nn.Sequential:
+        """Return the same network for planes in units of the background, all factors within its weights."""
+        copied = copy.deepcopy(self)
+        first: Any = copied.body[0]
+        first.weight /= signal
+        copied.head.weight *= self.scale[:, :, :, None]
+        copied.head.bias *= self.scale[:, 0, 0]  # type: ignore[operator]
+        copied.head.bias += self.shift[:, 0, 0]
+        return nn.Sequential(*copied.body, copied.head)
 
 
 def residuals(grid: Tensor, views: HologramViews) -> Tensor:
@@ -181,15 +194,15 @@ class HologramGraph(PeakGraph):
             alpha=settings.alpha,
             beta=settings.beta,
         )
-        self.network = network
-        self.scale, self.ratio = scale, ratio
+        self.network = network.folded(scale)
+        self.ratio = ratio
         self.sigma_px, self.sigma_z_um = sigma_px, sigma_z_um
         self.polarizability_um3 = polarizability_um3
         self.z_um, self.log_signal = z_um, log_signal
 
     def forward(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
         """Return `columns`, each (N,), for the planes (2 P, h, w) and the lowest score to report."""
-        grid = self.network(image[None] / self.scale)[0]
+        grid = self.network(image[None])[0]
         y, x, score, variance, (z_um, log_signal) = self.found(grid, threshold)
         height, width = image.shape[-2:]
         inside = (y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5)
