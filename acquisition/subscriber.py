@@ -187,7 +187,9 @@ class StreamSource:
             if left_s <= 0:
                 break
         if self._ending is None and time.monotonic() - self._heard_s >= self._silence_s:
-            why = "are the keys the right ones?" if self._handshake_failed else "is `oneframe serve` running there?"
+            why = "is `oneframe serve` running there?"
+            if self._handshake_failed:  # by a server that hung up without giving its reason
+                why = "are the keys the right ones?" if self._keys else f"it most likely wants keys; {_GIVE_KEYS}"
             self._finish(SourceError(f"no message from {self._address} for {self._silence_s:g} s; {why}"))
         return None
 
