@@ -151,8 +151,9 @@ def train_hologram(
     for attempt in range(1, training.max_attempts + 1):
         start = seed + 1_000_003 * (attempt - 1)
         network = _train_once(lesson, training, start, on_progress, cancel, attempt)
-        errors = measure(network, lesson, training, seed=seed)
-        if errors.converged(lesson.depth_um):
+        learned = measure(network, lesson, training, seed=seed, noise=0.0)  # noise alone is no reason to try again
+        errors = measure(network, lesson, training, seed=seed, noise=lesson.reader.noise)
+        if learned.converged(lesson.depth_um) and errors.found > 0.8:
             break
         tried.append(str(errors))
     else:
@@ -347,10 +348,12 @@ def _train_once(
 
 
 @torch.no_grad()
-def measure(network: HologramNetwork, lesson: Lesson, training: HologramTraining, *, seed: int) -> ViewErrors:
-    """Look at 256 fresh views of the particle as strong as it is, with the frame's own noise."""
+def measure(
+    network: HologramNetwork, lesson: Lesson, training: HologramTraining, *, seed: int, noise: float
+) -> ViewErrors:
+    """Look at 256 fresh views of the particle as strong as it is, with noise of the field per component."""
     generator = torch.Generator().manual_seed(seed)
-    views = lesson.views.draw(256, generator, noise=lesson.reader.noise, log_signal=(0.0, 0.0), alone=True)
+    views = lesson.views.draw(256, generator, noise=noise, log_signal=(0.0, 0.0), alone=True)
     grid = network(views.planes)
     share = shares(grid, views, training)
     error = (residuals(grid, views) * share).sum((2, 3))
@@ -385,6 +388,11 @@ def _quality(
         )
     if not lesson.particle.is_round:
         warnings.append("the particle is not round: z and polarizability depend on how it is turned")
+    if errors.z_um > UNSETTLED * lesson.depth_um:
+        warnings.append(
+            f"the field's noise leaves the network's z uncertain by {errors.z_um:.2g} um; the refinement searches that "
+            "far, but a --reference averaged over many frames or a stronger particle would serve better"
+        )
     confirmed = again.get("repropagated_z_rmse_um", 0.0) < 0.2 * lesson.depth_um
     good = chosen.n_found >= 1 and chosen.gap >= 1.3 and confirmed
     advice = "good" if good and not warnings else "fair" if good else "poor"
