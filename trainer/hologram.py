@@ -57,6 +57,8 @@ NOISE_MARGIN = 1.5
 """Strongest noise of the training over the frame's."""
 SCORES = (0.4, 0.8)
 """Shares of the best score on the frame between which the threshold is put."""
+NOISY = 0.05
+"""Noise over the signal in the planes above which a wider network, taught more slowly, is worth its time."""
 UNSETTLED = 0.3
 """Mean error of z in depths of focus above which z is not settled."""
 
@@ -82,6 +84,12 @@ class Lesson:
     def optics(self) -> Optics:
         """Of the field."""
         return self.reader.settings.field_optics
+
+    @property
+    def noise_in_planes(self) -> float:
+        """Of the frame, per component."""
+        share = band_per_um(self.optics, self.every) / self.optics.pupil_radius_per_um
+        return self.reader.noise * share
 
     @property
     def in_line(self) -> bool:
@@ -147,6 +155,8 @@ def train_hologram(
     start_s = time.monotonic()
     _check_z_range(training.z_range_um, in_line=settings.kind == "in-line")
     lesson, notes = _lesson(image, box, settings, reference, background, training)
+    if lesson.noise_in_planes > NOISY * lesson.particle.signal:
+        training = replace(training, channels=24, peak_learning_rate=3e-3)
     tried: list[str] = []
     for attempt in range(1, training.max_attempts + 1):
         start = seed + 1_000_003 * (attempt - 1)
