@@ -77,6 +77,17 @@ def band_per_um(optics: Optics, every: int) -> float:
     return min(optics.pupil_radius_per_um, BAND / (2 * every * optics.pixel_um))
 
 
+def plane_depth_um(optics: Optics, every: int) -> float:
+    """Return the depth of focus through the aperture of the planes."""
+    aperture = band_per_um(optics, every) * optics.wavelength_um
+    return optics.medium_index * optics.wavelength_um / aperture**2
+
+
+def noise_in_planes(noise: float, optics: Optics, every: int) -> float:
+    """Return what the planes keep of a field's noise per component, which fills the objective's pupil."""
+    return noise * band_per_um(optics, every) / optics.pupil_radius_per_um
+
+
 def pixels_per_cell(optics: Optics) -> int:
     """Return how many pixels of a field make a cell, along each axis."""
     return max(1, math.floor(CELL_WAVELENGTHS * optics.wavelength_um / optics.pixel_um))
@@ -85,8 +96,6 @@ def pixels_per_cell(optics: Optics) -> int:
 def planes_for(optics: Optics, every: int, z_um: tuple[float, float]) -> tuple[float, ...]:
     """Return the distances of the planes that cover particles from a lowest to a highest z, in micrometres."""
     low, high = z_um
-    aperture = band_per_um(optics, every) * optics.wavelength_um
-    depth_um = optics.medium_index * optics.wavelength_um / aperture**2
-    n = max(3, round((high - low) * PLANES_PER_DEPTH / depth_um))
+    n = max(3, round((high - low) * PLANES_PER_DEPTH / plane_depth_um(optics, every)))
     spacing_um = (high - low) / n
     return tuple(round(low + (i + 0.5) * spacing_um, 4) for i in range(n))

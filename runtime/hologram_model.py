@@ -17,8 +17,6 @@ from oneframe.runtime.refine import ParticleRefiner, depth_of_focus_um
 
 NOISY = 1.3
 """Noise of the field over the strongest that was trained, from which on it is told."""
-
-
 AMPLE = 1.1
 """Of the trained z, for which the crops are made: those of particles at its ends must hold more than half the light."""
 

@@ -21,7 +21,14 @@ from torch import Tensor
 from oneframe.export.trained import TrainedModel
 from oneframe.runtime.card import ModelCard
 from oneframe.runtime.field_reader import FieldReader, HologramSettings
-from oneframe.runtime.focal_planes import FocalPlanes, band_per_um, pixels_per_cell, planes_for
+from oneframe.runtime.focal_planes import (
+    FocalPlanes,
+    band_per_um,
+    noise_in_planes,
+    pixels_per_cell,
+    plane_depth_um,
+    planes_for,
+)
 from oneframe.runtime.optics import Optics
 from oneframe.runtime.refine import ParticleRefiner
 from oneframe.runtime.refocus import Refocuser
@@ -84,12 +91,6 @@ class Lesson:
     def optics(self) -> Optics:
         """Of the field."""
         return self.reader.settings.field_optics
-
-    @property
-    def noise_in_planes(self) -> float:
-        """Of the frame, per component."""
-        share = band_per_um(self.optics, self.every) / self.optics.pupil_radius_per_um
-        return self.reader.noise * share
 
     @property
     def in_line(self) -> bool:
@@ -155,7 +156,7 @@ def train_hologram(
     start_s = time.monotonic()
     _check_z_range(training.z_range_um, in_line=settings.kind == "in-line")
     lesson, notes = _lesson(image, box, settings, reference, background, training)
-    if lesson.noise_in_planes > NOISY * lesson.particle.signal:
+    if noise_in_planes(lesson.reader.noise, lesson.optics, lesson.every) > NOISY * lesson.particle.signal:
         training = replace(training, channels=24, peak_learning_rate=3e-3)
     tried: list[str] = []
     for attempt in range(1, training.max_attempts + 1):
@@ -233,8 +234,7 @@ def _lesson(
     notes = reader.notes(image)
     optics = settings.field_optics
     every = pixels_per_cell(optics)
-    aperture = band_per_um(optics, every) * optics.wavelength_um
-    depth_um = optics.medium_index * optics.wavelength_um / aperture**2
+    depth_um = plane_depth_um(optics, every)
     in_line = settings.kind == "in-line"
     unit = depth_um / REACH_DEPTH_UM
     searched = training.z_range_um or ((2 * unit if in_line else -12 * unit), (24 if in_line else 12) * unit)
@@ -265,8 +265,8 @@ def _lesson(
     spot = replace(spot, y_px=yx_px[0], x_px=yx_px[1], z_um=z_um)
     z_range = training.z_range_um or _z_range([spot, *spots], unit, searched, in_line=in_line)
     logs = [math.log(other.signal / spot.signal) for other in spots]
-    noise_in_planes = reader.noise * band_per_um(optics, every) / optics.pupil_radius_per_um
-    faintest = min(0.0, max(LOG_SIGNAL[0], math.log(FAINTEST * noise_in_planes / particle.signal)))
+    noise = noise_in_planes(reader.noise, optics, every)
+    faintest = min(0.0, max(LOG_SIGNAL[0], math.log(FAINTEST * noise / particle.signal)))
     log_signal = (
         min([faintest, *(log - LOG_MARGIN for log in logs)]),
         max([LOG_SIGNAL[1], *(log + LOG_MARGIN for log in logs)]),

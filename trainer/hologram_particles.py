@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from oneframe.runtime.focal_planes import FocalPlanes, band_per_um
+from oneframe.runtime.focal_planes import FocalPlanes, band_per_um, noise_in_planes, plane_depth_um
 from oneframe.runtime.optics import Optics
 from oneframe.trainer.crops import Box
 
@@ -52,15 +52,12 @@ def find_particles(
     from scipy import ndimage
 
     band = band_per_um(optics, every)
-    depth_um = optics.medium_index / (optics.wavelength_um * band**2)
-    n = max(3, math.ceil((z_um[1] - z_um[0]) / (0.4 * depth_um)) + 1)
+    n = max(3, math.ceil((z_um[1] - z_um[0]) / (0.4 * plane_depth_um(optics, every))) + 1)
     distances_um = np.linspace(z_um[0], z_um[1], n)
     planes = FocalPlanes(optics, (field.shape[0], field.shape[1]), every, tuple(distances_um))
     signal = planes.of(field - np.complex64(1))[n:]
     highest = ndimage.maximum_filter(signal, size=3, mode="nearest")
-    kept = math.pi * (band * optics.pixel_um) ** 2
-    covered = math.pi * (optics.pupil_radius_per_um * optics.pixel_um) ** 2
-    lowest = max(LEAST, CLEAR * noise * math.sqrt(min(1.0, kept / covered)), FAINTEST * float(signal.max()))
+    lowest = max(LEAST, CLEAR * noise_in_planes(noise, optics, every), FAINTEST * float(signal.max()))
     places = np.argwhere((signal == highest) & (signal >= lowest))
     # at the ends of z the focus lies beyond, at the edges of the frame there is light from the opposite edge
     places = places[((places > 0) & (places < np.array(signal.shape) - 1)).all(axis=1)]
