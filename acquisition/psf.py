@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -103,7 +104,7 @@ def pixel_shares(centre_px: Array, sigma_px: Array, n_pixels: int) -> Array:
     Parameters
     ----------
     centre_px, sigma_px : (N,)
-        Position and width; pixel i reaches from i - 0.5 to i + 0.5.
+        Position and width; pixel i reaches from i - 0.5 to i + 0.5. What is farther than 6 sigma gets nothing.
 
     References
     ----------
@@ -111,9 +112,15 @@ def pixel_shares(centre_px: Array, sigma_px: Array, n_pixels: int) -> Array:
     """
     from scipy.special import erf
 
-    edges = np.arange(n_pixels + 1) - 0.5
-    below = erf((edges - np.asarray(centre_px)[:, None]) / (np.sqrt(2) * np.asarray(sigma_px)[:, None]))
-    shares: Array = 0.5 * np.diff(below, axis=1)
+    centre, sigma = np.asarray(centre_px, float), np.asarray(sigma_px, float)
+    shares = np.zeros((centre.size, n_pixels))
+    if not centre.size:
+        return shares
+    reach = np.arange(-math.ceil(6 * sigma.max()) - 1, math.ceil(6 * sigma.max()) + 3)  # beyond: less than 1e-8
+    pixel = np.rint(centre).astype(np.int64)[:, None] + reach
+    below = erf((pixel - 0.5 - centre[:, None]) / (np.sqrt(2) * sigma[:, None]))
+    emitter, column = np.nonzero((pixel[:, :-1] >= 0) & (pixel[:, :-1] < n_pixels))
+    shares[emitter, pixel[emitter, column]] = 0.5 * (below[emitter, column + 1] - below[emitter, column])
     return shares
 
 

@@ -32,6 +32,7 @@ Pixels = NDArray[Any]
 
 _TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 _VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
+_RAW_SUFFIXES = (".dax", ".raw")
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _PICTURE_ENDS = ((b"\x89PNG", b"IEND"), (b"\xff\xd8\xff", b"\xff\xd9"))
 _MOST_CHANNELS = 10
@@ -61,8 +62,8 @@ class _Stack(Protocol):
 def open_recording(url: SourceURL) -> Recording:
     """Open a recording as a source of frames.
 
-    A TIFF, OME-TIFF, NPY, MP4, AVI or picture file; a folder of TIFF files or pictures, which follow each other in the
-    order of the numbers in their names; an OME-Zarr or NDTiff folder.
+    A TIFF, OME-TIFF, NPY, MP4, AVI or picture file, a DAX or Picasso RAW movie; a folder of TIFF files or pictures,
+    which follow each other in the order of the numbers in their names; an OME-Zarr or NDTiff folder.
 
     Options: `fps` replays in real time at that rate; `loop` plays it so many times (0: without end); `page` takes one
     image only and `channel` one channel only, both counted from 0; `series` picks one of several image series of a
@@ -236,10 +237,10 @@ def _open_stack(path: Path, series: int) -> _Stack:
         raise SourceError(f"{path}: no such file; check the path")
     if path.is_dir():
         return _open_folder(path)
-    if suffix not in (*_TIFF_SUFFIXES, ".npy", *_VIDEO_SUFFIXES, *_PICTURE_SUFFIXES):
+    if suffix not in (*_TIFF_SUFFIXES, ".npy", *_RAW_SUFFIXES, *_VIDEO_SUFFIXES, *_PICTURE_SUFFIXES):
         raise SourceError(
-            f"expected a TIFF, NPY, MP4, AVI, PNG, JPEG or BMP file, a folder of them, OME-Zarr or NDTiff, got {path}; "
-            "save it as TIFF, for example with ImageJ"
+            "expected a TIFF, NPY, MP4, AVI, PNG, JPEG or BMP file, a folder of them, OME-Zarr, NDTiff, DAX or Picasso "
+            f"RAW, got {path}; save it as TIFF, for example with ImageJ"
         )
     if series and suffix not in _TIFF_SUFFIXES:
         raise SourceError(f"{path}: only a TIFF has several series; leave series= out")
@@ -250,6 +251,10 @@ def _open_stack(path: Path, series: int) -> _Stack:
             from oneframe.acquisition.video import VideoStack
 
             return VideoStack(path)
+        if suffix in _RAW_SUFFIXES:
+            from oneframe.acquisition.raw_movies import RawMovie
+
+            return RawMovie(path)
         return _NpyStack(path) if suffix == ".npy" else _Picture(path)
     except (SourceError, ModuleNotFoundError):
         raise

@@ -290,14 +290,19 @@ def bead_scene(url: SourceURL) -> BeadScene:
 
 
 def open_simulated(url: SourceURL) -> FrameSource:
-    """Open `sim:beads?frames=..&fps=..&seed=..` with every field of `BeadScene`, or `sim:hologram?...`."""
+    """Open `sim:beads?frames=..&fps=..&seed=..` with every field of `BeadScene`, `sim:hologram` or `sim:emitters`."""
     if url.target == "hologram":
         from oneframe.acquisition.holograms import open_holograms
 
         return open_holograms(url)
+    if url.target == "emitters":
+        from oneframe.acquisition.emitters import open_emitters
+
+        return open_emitters(url)
     if url.target != "beads":
         raise SourceError(
-            f"expected sim:beads or sim:hologram, got {url.text!r}; other simulated samples are not built yet"
+            f"expected sim:beads, sim:hologram or sim:emitters, got {url.text!r}; "
+            "other simulated samples are not built yet"
         )
     scene = bead_scene(url)
     n_frames = url.options.integer("frames", 0) or None
