@@ -13,18 +13,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from oneframe.acquisition.psf import GaussianPsf
 from oneframe.export.trained import TrainedModel
 from oneframe.runtime.field_reader import HologramSettings
 from oneframe.runtime.model import check_pixels
 from oneframe.trainer.boxes import box_warnings, propose_box
 from oneframe.trainer.crops import Box
+from oneframe.trainer.emitter_frame import EmitterFrame
 from oneframe.trainer.hologram import train_hologram
 from oneframe.trainer.hologram_network import HologramTraining
 from oneframe.trainer.lodestar import train_lodestar
 from oneframe.trainer.lodestar_network import PRESETS, LodestarSettings
 from oneframe.trainer.loop import Progress
+from oneframe.trainer.shot import KNOWN_OF_FRAME, train_shot
+from oneframe.trainer.shot_network import ShotSettings
 
-METHODS = ("lodestar",)
+METHODS = ("lodestar", "shot")
 
 
 Boxes = Box | tuple[int, int, int, int] | Sequence[Box | tuple[int, int, int, int]]
@@ -43,6 +47,8 @@ def train(
     hologram: HologramSettings | None = None,
     reference: NDArray[Any] | None = None,
     background: str | None = None,
+    psf: GaussianPsf | None = None,
+    on_frame: Callable[[EmitterFrame], None] | None = None,
     source: str = "",
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
@@ -53,9 +59,10 @@ def train(
     Parameters
     ----------
     image : (H, W)
-        The snapped frame, camera pixels; (2, H, W) where a hologram comes as Re and Im.
+        The snapped frame, camera pixels; (2, H, W) where a hologram comes as Re and Im. For `shot` also a short stack
+        (T, H, W).
     method : str
-        `lodestar`.
+        `lodestar`: particles that look alike, from one of them; `shot`: single molecules, however dense.
     box : Box, (x, y, width, height), a sequence of these, or "auto", optional
         Where the one particle to learn is, whole pixels; several boxes show several particles of one kind. "auto" takes
         the clearest isolated particle of the frame, None the whole image.
@@ -72,10 +79,15 @@ def train(
         "auto", or None for the strongest particle.
     reference, background : optional
         Of a hologram, as for `FieldReader`.
+    psf : GaussianPsf, optional
+        Of `shot`: a calibration of the point spread function, with which the model can give z.
+    on_frame : callable, optional
+        Of `shot`: told what the frame revealed, before the training.
     source : str
         Name of the file the frame came from; goes into the card.
     **changed
-        Other settings of the method by name, see `LodestarSettings` and, for holograms, `HologramTraining`.
+        Other settings of the method by name, see `LodestarSettings`, `HologramTraining` for holograms, `ShotSettings`;
+        for `shot` also what `read_emitter_frame` need not read off the frame.
 
     Raises
     ------
@@ -92,8 +104,40 @@ def train(
         raise ValueError(f"expected a preset among {', '.join(PRESETS)}, got {preset!r}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
-    _check_image(image, n_planes=2 if hologram is not None and hologram.kind == "field" else 1)
     changed = {name: value for name, value in changed.items() if value is not None}
+    if method == "shot":
+        foreign = {"box": box, "hologram": hologram, "reference": reference, "background": background}
+        for name, value in foreign.items():
+            if value is not None:
+                raise ValueError(f"expected no {name} with shot, got one; it learns from the whole frame: leave it out")
+        if preset != "default":
+            raise ValueError(f"expected the default preset for shot, got {preset!r}; leave it out")
+        for plane in image if image.ndim == 3 else (image,):
+            _check_image(plane)
+        if steps is not None:
+            changed["n_steps"] = steps
+        own = {field.name for field in fields(ShotSettings)}
+        known = {name: value for name, value in changed.items() if name not in own}
+        unknown = known.keys() - KNOWN_OF_FRAME
+        if unknown:
+            raise ValueError(f"expected settings of ShotSettings, got {', '.join(sorted(unknown))}; leave them out")
+        trained = train_shot(
+            image,
+            known=known,
+            psf=psf,
+            pixel_size_um=pixel_size_um,
+            seed=seed,
+            settings=replace(ShotSettings(), **{name: value for name, value in changed.items() if name in own}),
+            on_frame=on_frame,
+            on_progress=on_progress,
+            cancel=cancel,
+        )
+        snapped = image if image.ndim == 2 else image[-1]
+        crop = _crop_record(snapped, [Box(0, 0, snapped.shape[1], snapped.shape[0])], source)
+        return replace(trained, card=replace(trained.card, crop=crop))
+    if psf is not None:
+        raise ValueError(f"expected a point spread function with shot only, got one with {method}; leave it out")
+    _check_image(image, n_planes=2 if hologram is not None and hologram.kind == "field" else 1)
     kind = LodestarSettings if hologram is None else HologramTraining
     unknown = changed.keys() - {field.name for field in fields(kind)}
     if unknown:
