@@ -49,11 +49,11 @@ _MOST_PLANES = 10_000
 """Of one range of refocused planes: more is a slip of the pen."""
 
 _SOURCE_HELP = (
-    "where frames come from: sim:beads or sim:hologram[?seed=..&frames=..&fps=..] (simulated microscope), demo: "
-    "(Micro-Manager's DemoCamera), mm:CONFIG.cfg (own MMCore), micromanager: (a running Micro-Manager), "
-    "zmq+tcp://HOST:PORT[?latest=1] (another process's serve; with ?server_key=FILE&client_key=FILE from another "
-    "computer), or the path of a recording (TIFF, NPY, AVI, MP4, OME-Zarr, NDTiff, a folder of images; ?fps= replays "
-    "in real time)"
+    "where frames come from: sim:beads, sim:hologram or sim:emitters[?seed=..&frames=..&fps=..] (simulated "
+    "microscope), demo: (Micro-Manager's DemoCamera), mm:CONFIG.cfg (own MMCore), micromanager: (a running "
+    "Micro-Manager), zmq+tcp://HOST:PORT[?latest=1] (another process's serve; with ?server_key=FILE&client_key=FILE from another "
+    "computer), or the path of a recording (TIFF, NPY, AVI, MP4, OME-Zarr, NDTiff, DAX, Picasso RAW, a folder of "
+    "images; ?fps= replays in real time)"
 )
 
 _NEGATIVE = re.compile(r"^-[\d.][\d.:eE+-]*$")
@@ -94,8 +94,11 @@ def parser() -> argparse.ArgumentParser:
     _add_hologram(snap)
 
     train = command("train", "train on one frame and export the model")
-    train.add_argument("frame", metavar="SNAP.tif", help="the snapped frame, one plane")
-    train.add_argument("--method", choices=["lodestar"], default="lodestar")
+    train.add_argument("frame", metavar="SNAP.tif", help="the snapped frame, one plane; for shot also a short stack")
+    train.add_argument(
+        "--method", choices=["lodestar", "shot"], default="lodestar",
+        help="lodestar: particles that look alike, from one of them; shot: single molecules, however dense",
+    )  # fmt: skip
     train.add_argument(
         "--box", nargs="+", action=_BoxAction, metavar="X Y W H | auto",
         help="the particle to learn, whole pixels: left column, top row, width, height; give it again for more "
@@ -109,16 +112,21 @@ def parser() -> argparse.ArgumentParser:
         "--scale", type=_count, metavar="N",
         help="average N x N pixels first, so that a large particle is learned whole (default: from its size)",
     )  # fmt: skip
-    for name, text in (
-        ("gain", "brightness of the particles to come, as factors from and to (default: from the frame)"),
-        ("size", "size of the particles to come, as factors from and to (default: from the frame)"),
-    ):
-        train.add_argument(f"--{name}", nargs=2, type=_positive, metavar=("FROM", "TO"), help=text)
+    train.add_argument(
+        "--gain", nargs="+", type=_positive, metavar="G",
+        help="lodestar: brightness of the particles to come, as factors from and to; shot: camera counts per "
+        "photoelectron (default: from the frame)",
+    )  # fmt: skip
+    train.add_argument(
+        "--size", nargs=2, type=_positive, metavar=("FROM", "TO"),
+        help="size of the particles to come, as factors from and to (default: from the frame)",
+    )  # fmt: skip
     train.add_argument(
         "--noise", type=float, help="strongest noise to train with, in roots of the signal (default: 0.8)"
     )
     train.add_argument("--alpha", type=float, help="exponent of the weight in the score (default: 0.5)")
     train.add_argument("--beta", type=float, help="exponent of the agreement in the score (default: 0.5)")
+    _add_emitters(train)
     _add_pixel_size(train)
     _add_hologram(train).add_argument(
         "--z-range-um", nargs=2, type=_finite, metavar=("LOW", "HIGH"),
@@ -252,6 +260,27 @@ def _add_hologram(sub: argparse.ArgumentParser, *, required: bool = False) -> ar
     )  # fmt: skip
     _add_background(group)
     return group
+
+
+def _add_emitters(sub: argparse.ArgumentParser) -> None:
+    """Add what `oneframe.app.emitters` reads."""
+    group = sub.add_argument_group("single molecules", "of --method shot; what is not given is read off the frame")
+    for name, metavar, text in (
+        ("baseline", "COUNTS", "camera counts without light"),
+        ("read-noise", "E", "standard deviation of the read noise, electrons (default: 1.6)"),
+        ("em-gain", "M", "multiplication of an EMCCD (default: none)"),
+        ("psf-sigma-px", "S", "width of a single molecule's image, px"),
+        ("photons", "N", "photoelectrons of a molecule that is on for a whole frame"),
+        ("density-um2", "D", "molecules per square micrometre that are on in a frame"),
+        ("on-frames", "N", "mean length of a blink, frames (default: 1)"),
+    ):
+        group.add_argument(f"--{name}", type=_finite, metavar=metavar, help=text)
+    group.add_argument("--psf", metavar="PSF.json", help="made by calibrate-psf; with astigmatism the model gives z")
+    group.add_argument("--context-frames", type=_count, metavar="N", help="frames the model looks at (default: 1)")
+    group.add_argument(
+        "--refinements", type=int, metavar="K", help="how often emitters are rendered and corrected (default: 0)"
+    )
+    group.add_argument("--matching", choices=["exact", "sinkhorn", "published"], help="of the loss (default: exact)")
 
 
 def _add_background(group: argparse._ArgumentGroup) -> None:

@@ -16,10 +16,27 @@ from oneframe.runtime.card import ModelCard
 def train(arguments: argparse.Namespace, console: Console) -> None:
     """Train on one box of one frame and export the model."""
     path = new_file(arguments.output, (".onnx",))
+    from oneframe.app import emitters
     from oneframe.app.holograms import background_of, read_frame, reference_of, settings_of
 
-    frame = read_frame(arguments.frame, arguments.hologram or "")
+    emitters.check_options(arguments)
+    shot = arguments.method == "shot"
+    frame = emitters.read_frames(arguments.frame) if shot else read_frame(arguments.frame, arguments.hologram or "")
     hologram = settings_of(arguments, frame)
+    if shot:
+        own = emitters.training_of(arguments)
+        own["on_frame"] = lambda told: console.say("\n".join(told.lines()), event="frame", lines=told.lines())
+    else:
+        own = {
+            "box": arguments.box,
+            "training_scale": arguments.scale,
+            "gain": arguments.gain and tuple(arguments.gain),
+            "size": arguments.size and tuple(arguments.size),
+            "noise": arguments.noise,
+            "alpha": arguments.alpha,
+            "beta": arguments.beta,
+            "z_range_um": arguments.z_range_um and tuple(arguments.z_range_um),
+        }
     from oneframe.export import export
     from oneframe.trainer import Progress
     from oneframe.trainer import train as train_on
@@ -50,7 +67,6 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
         trained = train_on(
             frame.pixels,
             method=arguments.method,
-            box=arguments.box,
             seed=arguments.seed,
             steps=arguments.steps,
             preset=arguments.preset,
@@ -61,13 +77,7 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
             source=arguments.frame,
             on_progress=show,
             cancel=cancel,
-            training_scale=arguments.scale,
-            gain=arguments.gain and tuple(arguments.gain),
-            size=arguments.size and tuple(arguments.size),
-            noise=arguments.noise,
-            alpha=arguments.alpha,
-            beta=arguments.beta,
-            z_range_um=arguments.z_range_um and tuple(arguments.z_range_um),
+            **own,
         )
     finally:
         signal.signal(signal.SIGINT, previous)
@@ -84,16 +94,21 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
         quality=card.quality,
         speed=card.speed,
     )
-    for name, value in quality_lines(card.quality):
+    for name, value in quality_lines(card):
         console.say(f"  {name:<24}{value}")
 
 
-def quality_lines(quality: dict[str, Any]) -> list[tuple[str, str]]:
+def quality_lines(card: ModelCard) -> list[tuple[str, str]]:
     """Return the quality card as (name, value), the advice last."""
+    quality = card.quality
     if "advice" not in quality:
         return [("quality", _facts(quality))]
     if "view_z_rmse_um" in quality:
         return _hologram_lines(quality)
+    if card.method == "shot":
+        from oneframe.app.emitters import quality_lines as emitter_lines
+
+        return emitter_lines(quality, card.pixel_size_um)
 
     def px(name: str) -> str:
         value = quality[name]
@@ -197,7 +212,7 @@ def _lines(card: ModelCard) -> list[tuple[str, str]]:
         ("pixel size", pixel),
         ("learned from", learned),
         ("seed, steps", f"{card.settings.get('seed', '?')}, {card.settings.get('n_steps', '?')}"),
-        *quality_lines(card.quality),
+        *quality_lines(card),
         ("speed", _facts(card.speed)),
         ("versions", _facts(card.versions)),
         ("created", card.created),

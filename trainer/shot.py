@@ -176,12 +176,12 @@ def _completed(
     ]
     height, width = image.shape[-2:]
     top, left = max(0, (height - _EXAMPLE_PX) // 2), max(0, (width - _EXAMPLE_PX) // 2)
-    snapped = image if image.ndim == 2 else image[-1]
-    seen = snapped if settings.n_frames == 1 else np.stack([snapped] * settings.n_frames)
+    seen = _seen(image, settings.n_frames, world.missing)
     example = np.ascontiguousarray(seen[..., top : top + _EXAMPLE_PX, left : left + _EXAMPLE_PX])
     with torch.no_grad():
         on_frame = graph(torch.from_numpy(np.ascontiguousarray(seen)), torch.tensor(best.threshold))[0]
     low, high = world.psf.z_range_um
+    advice, sentence = _advice(frame, best, len(on_frame) / (height * width))
     card = ModelCard(
         method="shot",
         input_dtype=image.dtype.name,
@@ -189,7 +189,7 @@ def _completed(
         columns=graph.columns,
         threshold=best.threshold,
         object_diameter_px=2 * math.sqrt(2 * math.log(2)) * frame.psf_sigma_px,
-        normalisation={"offset": frame.offset, "scale": frame.gain},
+        normalisation={"offset": frame.offset, "scale": frame.gain, "missing": world.missing},
         pixel_size_um=frame.pixel_size_um,
         trained_ranges={
             "density_px": world.density_px,
@@ -206,6 +206,9 @@ def _completed(
             "expected_recall": best.recall,
             "expected_rmse_px": best.rmse_px,
             "errors_within_sigma": best.within_sigma,
+            "advice": advice,
+            "advice_sentence": sentence,
+            "warnings": list(frame.notes),
             **({"expected_rmse_z_um": best.rmse_z_um} if world.psf.has_z else {}),
             "detections_on_frame": len(on_frame),
             "by_density": [
@@ -214,6 +217,16 @@ def _completed(
         },
     )
     return TrainedModel(graph, card, example, input_shape=(height, width))
+
+
+def _seen(image: NDArray[Any], n_frames: int, missing: float) -> NDArray[Any]:
+    """Return what the graph takes of the last frame: (H, W), or (F, H, W) filled where the stack is shorter."""
+    stack = image[None] if image.ndim == 2 else image[-n_frames:]
+    if n_frames == 1:
+        return stack[0]
+    filled = np.full((n_frames, *stack.shape[1:]), missing).astype(image.dtype)
+    filled[n_frames - len(stack) :] = stack
+    return filled
 
 
 def scored(graph: ShotGraph, world: EmitterWorld, seed: int, *, n_frames: int = 24) -> LocalisationScore:
@@ -254,12 +267,41 @@ def detections(graph: ShotGraph, crops: EmitterCrops, threshold: float) -> Detec
 
 
 def expected(score: LocalisationScore, density_px: float) -> Expected:
-    """Return the figures at the threshold of the largest Jaccard index."""
-    best: LocalisationFigures = max(score.scan(_THRESHOLDS), key=lambda figures: figures.jaccard)
+    """Return the figures at the highest threshold whose Jaccard index is within 0.01 of the largest.
+
+    The index is flat about its maximum, errors and false positives are fewer above it.
+    """
+    scan = score.scan(_THRESHOLDS)
+    largest = max(figures.jaccard for figures in scan)
+    best: LocalisationFigures = max(
+        (figures for figures in scan if figures.jaccard >= largest - 0.01), key=lambda figures: figures.threshold
+    )
     return Expected(
         density_px, best.threshold, best.jaccard, best.precision, best.recall, best.rmse_px, best.within_sigma,
         best.rmse_z_um,
     )  # fmt: skip
+
+
+def _advice(frame: EmitterFrame, best: Expected, found_px: float) -> tuple[str, str]:
+    """Return `green`, `amber` or `red` and one plain sentence."""
+    ratio = found_px / (best.recall / max(best.precision, 1e-9) * frame.density_px)
+    if not 0.5 < ratio < 2:
+        return "red", (
+            f"On the snapped frame {ratio:.2g} times as many emitters are found as on simulated frames like it: it is "
+            "not what was simulated; look at the detections, and give --gain, --baseline or --psf-sigma-px if you know "
+            "them."
+        )
+    if best.jaccard < 0.6:
+        return "amber", (
+            f"Emitters are so dense or dim that a Jaccard index of {best.jaccard:.2f} is expected; fewer emitters at a "
+            "time or more photons would help more than training."
+        )
+    if frame.density_um2 is not None and frame.density_um2 < SPARSE_UM2:
+        return "green", (
+            f"Ready: expect a Jaccard index of {best.jaccard:.2f}. With {frame.density_um2:.2g} emitters per um^2 "
+            "classical fitting of single emitters is as good here; more at a time would shorten the experiment."
+        )
+    return "green", f"Ready: expect a Jaccard index of {best.jaccard:.2f} and a lateral error of {best.rmse_px:.2f} px."
 
 
 def _frame_facts(frame: EmitterFrame) -> dict[str, Any]:

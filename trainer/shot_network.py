@@ -31,7 +31,7 @@ _FIRST_LOGIT = -3.0
 class ShotSettings:
     """Network, loss and schedule; the defaults are measured in docs/shot.md."""
 
-    n_steps: int = 4000
+    n_steps: int = 6000
     learning_rate: float = 4e-3
     crops: int = 16
     """Crops of a step, in two halves that are worked on side by side."""
@@ -108,7 +108,7 @@ class ShotNetwork(nn.Module):
         super().__init__()
         self.settings = settings
         self.camera, self.photons, self.psf = world.camera, world.photons, world.psf
-        self.level = math.sqrt(world.background[0] * world.background[1])
+        self.level = world.level
         sigma_y, sigma_x = (float(sigma.mean()) for sigma in world.psf.sigmas(np.linspace(*world.psf.z_range_um, 21)))
         self.peak = world.photons / (2 * math.pi * sigma_y * sigma_x)
         self.patch_px = 2 * (math.ceil(4 * max(sigma_y, sigma_x) + REACH_PX) + 1)
