@@ -30,6 +30,7 @@ _COMMANDS = {
     "refocus": ("oneframe.app.holograms", "refocus"),
     "serve": ("oneframe.app.frames", "serve"),
     "keys": ("oneframe.app.keys", "keys"),
+    "calibrate-psf": ("oneframe.app.psf", "calibrate"),
 }
 
 # top-level module -> extra of the package that brings it
@@ -51,9 +52,9 @@ _MOST_PLANES = 10_000
 _SOURCE_HELP = (
     "where frames come from: sim:beads, sim:hologram or sim:emitters[?seed=..&frames=..&fps=..] (simulated "
     "microscope), demo: (Micro-Manager's DemoCamera), mm:CONFIG.cfg (own MMCore), micromanager: (a running "
-    "Micro-Manager), zmq+tcp://HOST:PORT[?latest=1] (another process's serve; with ?server_key=FILE&client_key=FILE from another "
-    "computer), or the path of a recording (TIFF, NPY, AVI, MP4, OME-Zarr, NDTiff, DAX, Picasso RAW, a folder of "
-    "images; ?fps= replays in real time)"
+    "Micro-Manager), zmq+tcp://HOST:PORT[?latest=1] (another process's serve; with ?server_key=FILE&client_key=FILE "
+    "from another computer), or the path of a recording (TIFF, NPY, AVI, MP4, OME-Zarr, NDTiff, DAX, Picasso RAW, a "
+    "folder of images; ?fps= replays in real time)"
 )
 
 _NEGATIVE = re.compile(r"^-[\d.][\d.:eE+-]*$")
@@ -230,6 +231,21 @@ def parser() -> argparse.ArgumentParser:
     keys.add_argument(
         "--clients", nargs="+", default=["client"], metavar="NAME", help="who may subscribe (default: one, client)"
     )
+
+    beads = command("calibrate-psf", "learn from a z stack of beads how their widths tell z (astigmatic microscope)")
+    beads.add_argument("stack", metavar="STACK", help="z scan of small beads, one plane a step, evenly spaced")
+    beads.add_argument(
+        "--step-nm", type=_finite, required=True, metavar="S",
+        help="by which the beads rise from plane to plane relative to the focal plane, nanometres; negative where the "
+        "objective moves up to them",
+    )  # fmt: skip
+    beads.add_argument("-o", "--output", metavar="PSF.json", required=True, help="new file; PSF.png is its plot")
+    beads.add_argument(
+        "--box", nargs="+", action=_BoxAction, metavar="X Y W H | auto",
+        help="a bead: left column, top row, width, height of what is fitted; may be repeated (default: auto, all that "
+        "stand alone)",
+    )  # fmt: skip
+    _add_pixel_size(beads)
     return top
 
 
