@@ -50,7 +50,7 @@ def main() -> None:
         export(train(images_of(f"{BEADS}&seed=1", 1)[0], box="auto"), plain)
         model = train(images_of(f"{HOLOGRAMS}&seed=1", 1)[0], box="auto", hologram=SETTINGS, reference=reference)
         export(model, holograms)
-        for threads in (1,):
+        for threads in (1, None):
             name = "one thread" if threads else "as ONNX Runtime chooses"
             results[name] = compared(plain, holograms, images, snapped, reference, threads, chosen.rounds)
             print(name, {part: round(value, 2) for part, value in results[name].items()}, flush=True)

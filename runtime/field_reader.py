@@ -143,6 +143,7 @@ class FieldReader:
         self._median: MedianBackground | None = None
         self._smooth: Complex2D | None = None
         self._shape: tuple[int, ...] = ()
+        self._raw_field: Complex2D | None = None  # where it is looked at: with the background still in it
         self._n_read = 0
         self._found_here = False  # the carrier, in the first frame itself
         self._told: set[str] = set()
@@ -167,6 +168,7 @@ class FieldReader:
         else:
             field = normalised(raw)
         self._n_read += 1
+        self._raw_field = raw if self._n_read % EVERY == 1 else None
         self.noise = field_noise(field)
         return field
 
@@ -178,8 +180,8 @@ class FieldReader:
         if self._n_read % EVERY == 1:
             if self.settings.kind != "field":
                 found.append(saturation_warning(image))
-            if self._demodulator and (self._n_read > 1 or not self._found_here):
-                found.append(self._demodulator.drift_warning(self._demodulator.field(image)))
+            if self._demodulator and self._raw_field is not None and (self._n_read > 1 or not self._found_here):
+                found.append(self._demodulator.drift_warning(self._raw_field))
         kinds = [re.sub(r"\d[\d.e+-]*", "", text) for text in found]  # the numbers change from frame to frame
         fresh = [text for text, kind in zip(found, kinds, strict=True) if text and kind not in self._told]
         self._told.update(kinds)

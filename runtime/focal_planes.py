@@ -41,7 +41,7 @@ class FocalPlanes:
         self.field_shape = shape
         self.shape = (shape[0] // every, shape[1] // every)
         self._part = tuple(slice(0, n * every) for n in self.shape)
-        self._every = every
+        self._rows, self._columns = (lowest_bins(m, m * every) for m in self.shape)
         self.kernels = plane_kernels(optics, self.shape, every, planes_um)
         self.kernels /= every**2
 
@@ -49,8 +49,9 @@ class FocalPlanes:
         """Return Re of all planes, then Im of all, (2 P, h, w), of a scattered field E - 1, (H, W) complex64."""
         from scipy import fft
 
-        spectrum = cropped(fft.fft2(scattered[self._part], overwrite_x=False), self.shape)
-        planes = fft.ifft2(spectrum * self.kernels, overwrite_x=True)
+        rows = fft.fft(scattered[self._part], axis=1)
+        columns = fft.fft(np.take(rows, self._columns, axis=1), axis=0, overwrite_x=True)
+        planes = fft.ifft2(np.take(columns, self._rows, axis=0) * self.kernels, overwrite_x=True)
         channels = np.empty((2, *planes.shape), np.float32)
         channels[0], channels[1] = planes.real, planes.imag
         return channels.reshape(-1, *self.shape)
@@ -58,8 +59,13 @@ class FocalPlanes:
 
 def cropped(spectrum: Complex2D, shape: tuple[int, int]) -> Complex2D:
     """Return the low frequencies of a spectrum in the order of `fftfreq`, as a smaller one of this shape."""
-    rows, columns = (np.r_[0 : (n + 1) // 2, m - n // 2 : m] for n, m in zip(shape, spectrum.shape, strict=True))
+    rows, columns = (lowest_bins(n, m) for n, m in zip(shape, spectrum.shape, strict=True))
     return np.asarray(spectrum[rows[:, None], columns])
+
+
+def lowest_bins(n: int, n_all: int) -> NDArray[np.intp]:
+    """Return where the n lowest of `n_all` frequencies stand, in the order of `fftfreq`."""
+    return np.asarray(np.r_[0 : (n + 1) // 2, n_all - n // 2 : n_all], np.intp)
 
 
 def plane_kernels(optics: Optics, shape: tuple[int, int], every: int, planes_um: tuple[float, ...]) -> Complex2D:

@@ -13,7 +13,7 @@ from oneframe.runtime.detections import Detections, Flag
 from oneframe.runtime.field_reader import FieldReader, HologramSettings
 from oneframe.runtime.focal_planes import FocalPlanes
 from oneframe.runtime.model import OnnxModel, check_pixels
-from oneframe.runtime.refine import ParticleRefiner, depth_of_focus_um
+from oneframe.runtime.refine import ParticleRefiner, depth_of_focus_um, light_of_dark
 
 NOISY = 1.3
 """Noise of the field over the strongest that was trained, from which on it is told."""
@@ -64,6 +64,7 @@ class HologramModel:
             self._z_um, self._noisiest = (network.card.trained_ranges[name] for name in ("z_um", "field_noise"))
         except (KeyError, TypeError, ValueError) as exc:
             raise ValueError(f"the model card's hologram settings are damaged: {exc}; export the model again") from exc
+        self._dark = bool(recipe.get("dark", False))
         self._refine = refine
         self._tools: tuple[FocalPlanes, ParticleRefiner] | None = None
         self._told_noise = False
@@ -115,19 +116,25 @@ class HologramModel:
         if self._tools is None or self._tools[0].field_shape != field.shape:
             self._tools = self._make_tools((field.shape[0], field.shape[1]))
         planes, refiner = self._tools
-        found = self._network.detect(planes.of(field - np.complex64(1)))
+        light = light_of_dark(field) if self._dark else field
+        found = self._network.run(planes.of(light - np.complex64(1)))
         columns: dict[str, Any] = found.columns()
         if self._refine and len(found):
-            columns |= self._measured(refiner, field, found)
+            columns |= self._measured(refiner, light, found)
         return Detections(**columns, field=field, notes=tuple(self._notes(image)))
 
     def _make_tools(self, shape: tuple[int, int]) -> tuple[FocalPlanes, ParticleRefiner]:
         """Prepare for fields of this shape."""
         optics = self.settings.field_optics
-        low, high = (AMPLE * z_um for z_um in self._z_um)
+        low, high = self._z_um
+        beyond_um = (AMPLE - 1) * max(abs(low), abs(high))
         reach_um = max(3 * depth_of_focus_um(optics), 5 * self.card.quality["view_z_rmse_um"])
         refiner = ParticleRefiner.for_optics(
-            optics, z_um=(low, high), shape=shape, spheres=self._spheres, half_range_um=reach_um
+            optics,
+            z_um=(low - beyond_um, high + beyond_um),
+            shape=shape,
+            spheres=self._spheres,
+            half_range_um=reach_um,
         )
         return FocalPlanes(optics, shape, self._every, self._planes_um), refiner
 

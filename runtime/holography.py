@@ -18,6 +18,8 @@ SATURATED = 1e-3
 """Share of saturated pixels that is worth a sentence."""
 DRIFTED_RAD = math.pi / 4
 """Phase over the frame, from a carrier that moved, that is worth a sentence."""
+TILE_PX = 4
+"""Edge of the squares of a field that are averaged before its carrier is looked for."""
 
 
 def find_carrier(hologram: NDArray[Any], optics: Optics) -> tuple[float, float]:
@@ -80,8 +82,8 @@ class OffAxisDemodulator:
 
     h = |E + R|^2 with the reference wave R = A exp(i 2 pi f_c.r) gives E A = LP[h exp(i 2 pi f_c.r)], where LP passes
     the disc NA / wavelength. The hologram is multiplied by the wave before the transform, not shifted by whole bins
-    after it: the carrier then stands exactly at frequency 0 and leaves no ripple at the edges. Only the columns and
-    rows that the half-size spectrum keeps are transformed.
+    after it: the carrier then stands exactly at frequency 0 and leaves no ripple at the edges. Only the columns of the
+    pupil are transformed further.
 
     Buffers are reused: one instance belongs to one thread.
 
@@ -118,10 +120,12 @@ class OffAxisDemodulator:
         f_y, f_x = (np.array([f]) for f in carrier_yx_per_um)
         reference = _waves(f_y, 2 * height, optics).T * _waves(f_x, 2 * width, optics)
         self._reference = (reference / 4).astype(np.complex64)  # 1/4: the inverse transform is of a quarter of the size
+        reach = math.ceil(optics.pupil_radius_per_um * width * self.pixel_um)  # what is steeper, no kernel lets pass
+        self._n_first, self._n_last = min((width + 1) // 2, reach + 1), min(width // 2, reach)
         self._turned = np.empty_like(self._reference)
-        self._centred = np.empty(reference.shape, np.float32)
-        self._columns = np.empty((2 * height, width), np.complex64)
-        self._spectrum = np.empty((height, width), np.complex64)
+        self._columns = np.empty((2 * height, self._n_first + self._n_last), np.complex64)
+        self._kernel: tuple[float, Complex2D] | None = None
+        self._rows = np.zeros((height, width), np.complex64)
 
     @property
     def field_shape(self) -> tuple[int, int]:
@@ -149,10 +153,21 @@ class OffAxisDemodulator:
         A background that is divided out has to be refocused likewise: exact where it is a constant, near enough to look
         at where it is smooth. What is measured is divided in the plane of the hologram first.
         """
-        return self.refocuser.from_spectrum(self._half_spectrum(hologram), z_um)
+        from scipy import fft
 
-    def _half_spectrum(self, hologram: NDArray[Any]) -> Complex2D:
-        """Transform the turned hologram, keeping the frequencies that a pixel of twice the size can hold."""
+        spectrum = self._spectrum(hologram)
+        first, last = self._n_first, self.field_shape[1] - self._n_last
+        if self._kernel is None or self._kernel[0] != z_um:
+            kernel = self.refocuser.kernel(z_um)
+            self._kernel = z_um, np.concatenate([kernel[:, :first], kernel[:, last:]], axis=1)
+        spectrum *= self._kernel[1]
+        columns = fft.ifft(spectrum, axis=0, overwrite_x=True)
+        self._rows[:, :first], self._rows[:, last:] = columns[:, :first], columns[:, first:]
+        field: Complex2D = fft.ifft(self._rows, axis=1)
+        return field
+
+    def _spectrum(self, hologram: NDArray[Any]) -> Complex2D:
+        """Return the spectrum of a field of half the size, and of its columns only those with a part in the pupil."""
         from scipy import fft
 
         if hologram.shape != self.shape:
@@ -160,21 +175,19 @@ class OffAxisDemodulator:
                 f"expected a hologram of shape {self.shape}, got {hologram.shape}; make an OffAxisDemodulator for this "
                 "shape"
             )
-        height, width = self.field_shape
-        hologram = hologram[: 2 * height, : 2 * width]
+        height, width = (2 * n for n in self.field_shape)
+        hologram = hologram[:height, :width]
         # without its mean, the zero order leaks less from the edges of the frame
-        mean = hologram[::4].mean(dtype=np.float64)  # near enough
-        np.subtract(hologram, np.float32(mean), out=self._centred, casting="unsafe")
-        np.multiply(self._centred, self._reference, out=self._turned)
+        mean = np.float32(hologram[::16].mean(dtype=np.float64))  # near enough
+        first, last = self._n_first, width - self._n_last
+        self._turned[:] = hologram
+        self._turned -= mean
+        self._turned *= self._reference
         rows = fft.fft(self._turned, axis=1, overwrite_x=True)
-        positive, negative = (width + 1) // 2, width // 2
-        self._columns[:, :positive] = rows[:, :positive]
-        self._columns[:, positive:] = rows[:, 2 * width - negative :]
+        self._columns[:, :first], self._columns[:, first:] = rows[:, :first], rows[:, last:]
         columns = fft.fft(self._columns, axis=0, overwrite_x=True)
-        positive, negative = (height + 1) // 2, height // 2
-        self._spectrum[:positive] = columns[:positive]
-        self._spectrum[positive:] = columns[2 * height - negative :]
-        return self._spectrum
+        low, high = (height // 2 + 1) // 2, height // 4
+        return np.concatenate([columns[:low], columns[height - high :]])
 
     def drift_warning(self, field: NDArray[np.complex64]) -> str:
         """Return what follows if the carrier has moved since it was found; else an empty text.
@@ -202,13 +215,18 @@ class OffAxisDemodulator:
 
 
 def _phase_slope(field: NDArray[np.complex64], pixel_um: float) -> tuple[tuple[float, float], float]:
-    """Return the mean slope of the phase in cycles per micrometre, (y, x), and how far neighbours agree on it, 0..1."""
-    rows = field[::2]  # half the field tells enough
-    along_y = np.vdot(field[:-1], field[1:])
-    along_x = np.vdot(rows[:, :-1], rows[:, 1:])
-    power = np.vdot(field, field).real
-    agree = min(abs(along_y), 2 * abs(along_x)) / power if power > 0 else 0.0
-    return (_turns(along_y) / pixel_um, _turns(along_x) / pixel_um), float(agree)
+    """Return the mean slope of the phase in cycles per micrometre, (y, x), and the share of the light that has it.
+
+    Of means over squares of `TILE_PX`: what stands at other frequencies, as the harmonics of saturated fringes, has no
+    say.
+    """
+    height, width = (n // TILE_PX for n in field.shape)
+    tiles = field[: height * TILE_PX, : width * TILE_PX].reshape(height, TILE_PX, width, TILE_PX).mean(axis=(1, 3))
+    along_y, along_x = (np.vdot(a, b) / a.size for a, b in ((tiles[:-1], tiles[1:]), (tiles[:, :-1], tiles[:, 1:])))
+    power = np.vdot(field, field).real / field.size
+    agree = min(abs(along_y), abs(along_x)) / power if power > 0 else 0.0
+    tile_um = TILE_PX * pixel_um
+    return (_turns(along_y) / tile_um, _turns(along_x) / tile_um), float(agree)
 
 
 def _turns(value: np.complexfloating[Any, Any]) -> float:

@@ -30,7 +30,7 @@ from oneframe.runtime.focal_planes import (
     planes_for,
 )
 from oneframe.runtime.optics import Optics
-from oneframe.runtime.refine import ParticleRefiner
+from oneframe.runtime.refine import ParticleRefiner, light_of_dark
 from oneframe.runtime.refocus import Refocuser
 from oneframe.trainer.crops import Box
 from oneframe.trainer.hologram_network import (
@@ -60,6 +60,8 @@ SURE = 0.3
 """Signal over the boxed particle's above which a particle counts for the range of z: fainter ones may be rings."""
 GHOST = 0.3
 """Signal over the strongest particle's below which it may be the ring of one, under the wrong sign of the carrier."""
+DARK = 1.15
+"""Signal as one that absorbs over that as a denser or lighter one, from which on a particle is learned as dark."""
 NOISE_MARGIN = 1.5
 """Strongest noise of the training over the frame's."""
 SCORES = (0.4, 0.8)
@@ -75,6 +77,8 @@ class Lesson:
     """What a training looks at."""
 
     field: NDArray[np.complex64]
+    """Of dark particles `light_of_dark`."""
+    dark: bool
     reader: FieldReader
     every: int
     planes_um: tuple[float, ...]
@@ -204,6 +208,7 @@ def train_hologram(
             "pixels_per_cell": lesson.every,
             "planes_um": lesson.planes_um,
             "spheres": lesson.spheres,
+            "dark": lesson.dark,
         },
         trained_ranges={
             "z_um": views.z_um,
@@ -246,16 +251,31 @@ def _lesson(
             y_per_um, x_per_um = reader.settings.carrier_yx_per_um or (0.0, 0.0)
             turned = replace(settings, carrier_yx_per_um=(-y_per_um, -x_per_um))
             return _lesson(image, box, turned, reference, background, training)
+    dark = False
+    if (
+        settings.kind != "off-axis" or settings.carrier_yx_per_um is not None
+    ):  # else the sign of z hangs on the contrast
+        as_dark, as_lighter = light_of_dark(field), np.complex64(2) - field
+        others = [find_particles(light, optics, every, searched, reader.noise) for light in (as_dark, as_lighter)]
+        dense, shadow, lighter = (_strongest(found, box, settings) for found in (spots, *others))
+        dark = shadow > DARK * max(dense, lighter)
+        if dark:
+            field, spots = as_dark, others[0]
+            notes.append(
+                "the particle takes light away rather than delays it: z is where it is darkest, and polarizability "
+                "stands for the light that it takes"
+            )
     spot = pick(spots, box, settings.pixels_per_cell, _shape(field), optics.pixel_um)
     refocuser = Refocuser(optics, _shape(field))
-    refiner = ParticleRefiner.for_optics(optics, z_um=(0, 0), shape=_shape(field), spheres=training.spheres)
+    spheres = training.spheres and not dark
+    refiner = ParticleRefiner.for_optics(optics, z_um=(0, 0), shape=_shape(field), spheres=spheres)
     z_um, at = spot.z_um, np.array([[spot.y_px, spot.x_px]])
     for _ in range(2):  # close to focus all of its light is near
         refocused = refocuser.refocus(field, z_um)
         measured = refiner.measure(refocused, at, 0.0, noise=reader.noise)
         z_um, at = z_um + float(measured.z.z_um[0]), measured.yx_px
     polarizability = float(measured.polarizability_um3[0])
-    spheres = training.spheres and math.isfinite(polarizability)
+    spheres = spheres and math.isfinite(polarizability)
     if not spheres:  # too large or too dense a sphere for the model, or none
         plain = ParticleRefiner.for_optics(optics, z_um=(0, 0), shape=_shape(field))
         polarizability = abs(float(plain.measure(refocused, at, 0.0, noise=reader.noise).polarizability_um3[0]))
@@ -282,8 +302,11 @@ def _lesson(
         view_cells=training.view_cells,
         shift_cells=training.shift_cells,
         in_line=in_line,
+        dark=dark,
     )  # fmt: skip
-    lesson = Lesson(field, reader, every, planes, spot, len(spots), particle, polarizability, spheres, depth_um, views)
+    lesson = Lesson(
+        field, dark, reader, every, planes, spot, len(spots), particle, polarizability, spheres, depth_um, views
+    )
     return lesson, notes
 
 

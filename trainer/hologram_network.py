@@ -203,11 +203,11 @@ class HologramGraph(PeakGraph):
     def forward(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
         """Return `columns`, each (N,), for the planes (2 P, h, w) and the lowest score to report."""
         grid = self.network(image[None])[0]
-        y, x, score, variance, (z_um, log_signal) = self.found(grid, threshold)
+        y, x, score, variance, values = self.found(grid, threshold)
         height, width = image.shape[-2:]
         inside = (y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5)
-        y, x, score, variance = y[inside] * self.ratio, x[inside] * self.ratio, score[inside], variance[inside]
-        z_um, log_signal = z_um[inside], log_signal[inside]
+        y, x, score, variance, z_um, log_signal = torch.stack([y, x, score, variance, *values])[:, inside].unbind()
+        y, x = y * self.ratio, x * self.ratio
         outside_z = (z_um < self.z_um[0]) | (z_um > self.z_um[1])
         outside_signal = (log_signal < self.log_signal[0]) | (log_signal > self.log_signal[1])
         flags = outside_z * float(Flag.OUTSIDE_Z) + outside_signal * float(Flag.OUTSIDE_SIGNAL)

@@ -183,6 +183,8 @@ class ViewMaker:
         Strongest noise per component of the field, drawn from 0 to this.
     in_line : bool
         The camera saw no phase: each particle has its twin at the opposite distance.
+    dark : bool
+        The particle is shown as `light_of_dark`.
     """
 
     def __init__(
@@ -198,10 +200,12 @@ class ViewMaker:
         view_cells: int,
         shift_cells: float,
         in_line: bool,
+        dark: bool = False,
     ) -> None:
         from scipy import fft
 
         self.z_um, self.log_signal = z_um, log_signal
+        self._turn = -1j if dark else 1.0
         self._every, self._in_line = every, in_line
         self._view, self._shift = view_cells, shift_cells
         cell_um, band = every * optics.pixel_um, band_per_um(optics, every)
@@ -270,9 +274,9 @@ class ViewMaker:
         else:
             sigma = torch.full((n,), self._noise_in_band * noise / max(self.noise, 1e-12))
         if self._in_line:
-            field = torch.fft.ifft2(spectrum)
-            spectrum = torch.fft.fft2(torch.complex(2 * field.real, torch.zeros(())))
-        spectrum = spectrum + self._noise(sigma, generator)
+            field = torch.fft.ifft2(spectrum / self._turn)
+            spectrum = self._turn * torch.fft.fft2(torch.complex(2 * field.real, torch.zeros(())))
+        spectrum = spectrum + self._turn * self._noise(sigma, generator)
         planes = torch.fft.ifft2(spectrum[:, None] * self._kernels)
         start = (self._size - self._view) // 2
         planes = planes[:, :, start : start + self._view, start : start + self._view]

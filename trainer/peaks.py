@@ -71,7 +71,8 @@ class PeakGraph(nn.Module):
         y, x, variance, values = self._local_average(grid, row, column)
         peak_score = score[row, column]
         keep = self._is_best_near(score, y, x, peak_score) & torch.isfinite(y + x)
-        return y[keep], x[keep], peak_score[keep], variance[keep], [value[keep] for value in values]
+        y, x, peak_score, variance, *values = torch.stack([y, x, peak_score, variance, *values])[:, keep].unbind()
+        return y, x, peak_score, variance, values
 
     def score(self, grid: Tensor) -> Tensor:
         """Return w^alpha c^beta, shape (h, w), in 0..1.
@@ -115,7 +116,8 @@ class PeakGraph(nn.Module):
         inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
         place = rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1)
         # embedding becomes one Gather; fancy indexing becomes a Reshape, which ONNX forbids for no peaks at all
-        weights = averaged_weights(grid[2:3], self.averaged_cells)
+        rho = grid[2:3]
+        weights = averaged_weights(rho, self.averaged_cells) if self.averaged_cells > 1 else torch.sigmoid(rho)
         near = F.embedding(place, torch.cat([grid[:2], weights, grid[3:]]).flatten(1).T)
         dy, dx, weight, *values = near.unbind(-1)
         dy, dx = dy + self.stride_px * row_step, dx + self.stride_px * column_step

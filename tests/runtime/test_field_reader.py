@@ -216,6 +216,29 @@ def test_a_carrier_that_is_not_the_frames_own_is_told():
     assert found.notes(image) == []
 
 
+@pytest.mark.parametrize("options", ["", "&vignetting=0.6", "&width=512&height=512"])
+def test_saturation_is_not_taken_for_a_carrier_that_moved(options):
+    reference, image = pixels(f"&n=0{options}"), pixels(f"&n=2{options}")
+    full_scale = 4095
+    bright = np.minimum(image * (full_scale / np.quantile(image, 0.65)), full_scale).astype(np.uint16)
+    assert np.mean(bright == full_scale) > 0.34
+    reader = FieldReader(settings("off-axis"), reference=reference)
+    reader.read(bright)
+    told = reader.notes(bright)
+    assert len(told) == 1
+    assert "35 % of the pixels are saturated" in told[0]
+
+
+def test_the_carrier_is_looked_at_in_the_field_that_was_read():
+    reader, image = FieldReader(settings("off-axis"), reference=pixels("&n=0")), pixels("&n=1")
+    reader.read(image)
+    dark = np.zeros_like(image)  # demodulated anew it would have lost its carrier
+    assert reader.notes(dark) == []
+    reader = FieldReader(settings("off-axis"), reference=pixels("&n=0"))
+    reader.read(np.random.default_rng(2).poisson(1000, image.shape).astype(np.uint16))
+    assert any("the carrier is lost" in note for note in reader.notes(image))
+
+
 def test_pixels_too_coarse_for_the_aperture_are_told():
     image = pixels("&kind=in-line&n=1")
     reader = FieldReader(HologramSettings("in-line", OPTICS.with_pixel(0.3)))

@@ -211,3 +211,22 @@ def test_a_card_that_lacks_something_is_told_when_it_is_loaded(hologram_lab, tmp
     onnx.save(damaged, tmp_path / "damaged.onnx")
     with pytest.raises((ValueError, ModelFileError), match=rf"{missing}.*export (it|the model) again"):
         load_model(tmp_path / "damaged.onnx")
+
+
+def test_a_model_of_dark_particles_finds_them_where_dense_ones_would_be(hologram_lab, model, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    changed = onnx.load(hologram_lab.path)
+    for entry in changed.metadata_props:
+        if entry.key == "oneframe":
+            card = json.loads(entry.value)
+            card["hologram"]["dark"] = True
+            entry.value = json.dumps(card)
+    onnx.save(changed, tmp_path / "dark.onnx")
+    field = scattered(WATER, (SIZE, SIZE), Sphere(8, 8, 1.0), Sphere(18, 17, -1.0))
+    dense, dark = (off_axis(WATER, 1 + turn * (field - 1), CARRIER).astype(np.uint16) for turn in (1, 1j))
+    usual = model.detect(dense)
+    found = load_model(tmp_path / "dark.onnx", reference=EMPTY).detect(dark)
+    assert len(usual) == len(found) == 2
+    assert not found.flags.any()
+    for name, bound in (("y_px", 0.1), ("x_px", 0.1), ("z_um", 0.02), ("polarizability_um3", 5e-4)):
+        np.testing.assert_allclose(getattr(found, name), getattr(usual, name), atol=bound)

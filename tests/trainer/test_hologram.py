@@ -17,6 +17,8 @@ from oneframe.runtime.truth import match
 pytest.importorskip("torch", reason="needs oneframe[train]")
 
 from oneframe.trainer import Box, ConvergenceError, TrainingCancelled, train
+from oneframe.trainer.hologram import _lesson
+from oneframe.trainer.hologram_network import HologramTraining
 
 OPTICS = Optics(wavelength_um=0.633, medium_index=1.33, na=1.3, pixel_um=0.1)
 SMALL = "sim:hologram?width=192&height=192&z_um=2&seed=5"
@@ -113,6 +115,30 @@ def test_the_card_tells_what_was_learned(hologram_lab):
     assert low < 1 < high
     assert card.hologram["background"] == "reference"
     assert card.settings["n_steps"] == 600
+
+
+@pytest.mark.parametrize("kind", ["field", "in-line"])
+def test_dark_particles_are_told_from_dense_and_lighter_ones(kind):
+    """A particle that absorbs scatters i times the light of a denser one; where it is dark is where it is in focus."""
+    optics = OPTICS.with_pixel(0.2)
+    settings = HologramSettings(kind, optics)
+    scene = f"{SMALL}&n=1&kind=field&width=512&height=512&seed=3&z_um=0&z_mid_um=6"
+
+    def lesson(light: complex, **options):
+        re, im = pixels(scene + "".join(f"&{k}={v}" for k, v in options.items()))
+        field = 1 + light * (re + 1j * im - 1)
+        image = np.stack([field.real, field.imag]) if kind == "field" else np.abs(field) ** 2
+        training = HologramTraining(z_range_um=(2.0, 10.0))
+        return _lesson(image.astype(np.float32), None, settings, None, "none", training)
+
+    (dense, no_notes), (dark, notes) = lesson(1), lesson(1j)
+    assert not dense.dark
+    assert not no_notes
+    assert dark.dark
+    assert not dark.spheres
+    assert "the particle takes light away" in notes[0]
+    assert dark.spot.z_um == pytest.approx(dense.spot.z_um, abs=0.15)
+    assert dark.spot.z_um == pytest.approx(6.1, abs=0.2)
 
 
 @pytest.mark.parametrize("kind", ["off-axis", "field"])

@@ -58,14 +58,17 @@ class Instrument:
         field = self._synthesis.sample(self._synthesis.scattered(truth), every=1 if self.in_line else 2)
         return field - np.complex64(1)
 
-    def shown(self, views: HologramViews, i: int, *, twin: bool = True) -> np.ndarray:
-        """What the planes of a frame show of the particle of view i, in its units."""
+    def shown(self, views: HologramViews, i: int, *, twin: bool = True, dark: bool = False) -> np.ndarray:
+        """What the planes of a frame show of the particle of view i, in its units.
+
+        A dark particle's light is i times that of the sphere, and shown turned back.
+        """
         n = views.planes.shape[-1]
         first = (self.planes.shape[0] - n) // 2
         y_px, x_px = ((first + (n - 1) / 2 + views.seen_cells[i].numpy()) * self.every).tolist()
         light = self.scattered(y_px, x_px, float(views.z_um[i]) - self.focus_um)
         if self.in_line and twin:
-            light = (2 * light.real).astype(np.complex64)
+            light = (2j * light.imag if dark else 2 * light.real).astype(np.complex64)
         planes = self.planes.of(light)[:, first : first + n, first : first + n]
         return planes * float(torch.exp(views.log_signal[i])) / self.particle.signal
 
@@ -120,6 +123,19 @@ def test_in_line_views_hold_the_twin():
     re_before, re_behind, im_before, im_behind = symmetric.planes.permute(1, 0, 2, 3)
     np.testing.assert_allclose(re_before, re_behind, atol=1e-4)  # no camera tells +z from -z
     np.testing.assert_allclose(im_before, -im_behind, atol=1e-4)
+
+
+def test_dark_particles_have_a_dark_twin():
+    instrument = Instrument(in_line=True)
+    planes_um = planes_for(instrument.optics, instrument.every, instrument.z_range_um)
+    views = drawn(instrument.make(planes_um, dark=True), 4, noise=0.0)
+    for i in range(4):
+        view = views.planes[i].numpy()
+        assert difference(view, instrument.shown(views, i, dark=True)) < 0.12
+        assert difference(view, instrument.shown(views, i)) > 0.24
+    re, im = drawn(instrument.make(planes_um, dark=True), 60, noise=0.03, log_signal=(-30.0, -30.0)).planes.chunk(2, 1)
+    usual_re, usual_im = drawn(instrument.maker, 60, noise=0.03, log_signal=(-30.0, -30.0)).planes.chunk(2, 1)
+    torch.testing.assert_close(torch.stack([re, im]), torch.stack([usual_im, -usual_re]))
 
 
 def test_the_noise_in_the_planes_is_that_of_a_field(instrument):
