@@ -26,7 +26,7 @@ USUAL_OFFSET = 100.0
 FLUX_CV = 0.3
 """Spread of the flux from emitter to emitter that is assumed."""
 ON_FRAMES = 1.0
-"""Mean length of a blink, frames, that is assumed: one frame knows no time."""
+"""Mean length of a blink, frames, that is assumed unless the photons differ less than such blinks make them."""
 FEWEST_PIXELS = 64 * 64
 LEAST_SIGMA_PX, MOST_SIGMA_PX = 0.7, 4.0
 """Widths that the method can work with."""
@@ -46,6 +46,8 @@ _LOW = 0.15
 """Quantile of the smoothed pixels that the background is read from."""
 _LEAST_EVIDENCE = 15.0
 """Logarithm of the likelihood ratio from which a frame shows emitters."""
+_MUCH_BETTER = 1.0
+"""Logarithm of the likelihood ratio from which blinks are taken for longer than is usual."""
 _LEAST_STRENGTH = 4.0
 """Peak over noise of an emitter that is on for a whole frame."""
 _NAMES = {
@@ -85,14 +87,15 @@ class EmitterFrame:
     photons_cv: float
     """Its spread from emitter to emitter, standard deviation over mean; assumed."""
     on_frames: float
-    """Mean length of a blink, frames; assumed or given."""
+    """Mean length of a blink, frames; infinite: they do not blink."""
     photon_quantiles: tuple[float, float, float]
     """What 10, 50 and 90 % of the emitters of a frame stay below in it; follows from the three above."""
     density_px: float
     """Emitters per pixel that send 1 % of `photons` or more into the frame."""
     pixel_size_um: float | None
     origins: Mapping[str, str]
-    """For each of gain, offset, read_noise, background, psf_sigma_px, photons, density_px: measured, given, assumed."""
+    """`measured`, `given` or `assumed`, for gain, offset, read_noise, background, psf_sigma_px, photons, density_px and
+    on_frames."""
     errors: Mapping[str, float]
     """Standard errors of what was measured, in the same units."""
     notes: tuple[str, ...] = ()
@@ -127,9 +130,12 @@ class EmitterFrame:
         if self.em_gain:
             lines.append(f"multiplication of the EMCCD: {self.em_gain:g} (given)")
         low, median, high = self.photon_quantiles
+        blinks = (
+            f"blinks of {self.on_frames:g} frames" if math.isfinite(self.on_frames) else "emitters that do not blink"
+        )
         lines.append(
-            f"photons an emitter sends into one frame: {median:.3g}, 80 % between {low:.3g} and {high:.3g} (if a blink "
-            f"lasts {self.on_frames:g} frames)"
+            f"photons an emitter sends into one frame: {median:.3g}, 80 % between {low:.3g} and {high:.3g} ({blinks}: "
+            f"{self.origins['on_frames']})"
         )
         return lines + [f"note: {note}" for note in self.notes]
 
@@ -145,7 +151,7 @@ def read_emitter_frame(
     psf_sigma_px: float | None = None,
     photons: float | None = None,
     density_um2: float | None = None,
-    on_frames: float = ON_FRAMES,
+    on_frames: float | None = None,
 ) -> EmitterFrame:
     """Read camera, background, PSF width, photons and density off one frame, or a short stack.
 
@@ -161,7 +167,7 @@ def read_emitter_frame(
         Mean photoelectrons of an emitter that is on for a whole frame.
     density_um2 : float, optional
         Emitters per um^2 that send 1 % of that or more into a frame; needs `pixel_size_um`.
-    on_frames : float
+    on_frames : float, optional
         Mean length of a blink, frames; infinite for emitters that do not blink.
 
     Raises
@@ -181,7 +187,7 @@ def read_emitter_frame(
     stack = _checked(counts)
     rounding = 0.0 if np.asarray(counts).dtype.kind == "f" else 1 / 12
     width = _width(_spectrum(stack), len(stack), psf_sigma_px)
-    if width.evidence < _LEAST_EVIDENCE:
+    if width.evidence < _LEAST_EVIDENCE or width.error > 0.25 * width.sigma_px or width.sigma_px > 11:
         raise ValueError(
             "expected a frame of emitters, got one that looks like noise and background alone; snap a frame in which "
             "emitters are on, or give a stack"
@@ -194,9 +200,8 @@ def read_emitter_frame(
     known = EmitterCamera(gain or 1.0, 0.0, READ_NOISE if read_noise is None else read_noise, em_gain or 0.0)
     camera = _camera(_noise(stack, width), width, known, gain=gain, offset=offset, rounding=rounding)
     electrons = (stack - camera.of.offset) / camera.of.gain
-    law = _EmitterLaw.of(on_frames, FLUX_CV)
     known_density_px = None if density_um2 is None or pixel_size_um is None else density_um2 * pixel_size_um**2
-    light = _light(electrons, width.sigma_px, camera.of, law, photons, known_density_px)
+    law, light = _law_and_light(electrons, width.sigma_px, camera.of, on_frames, photons, known_density_px)
     background = _background(electrons, width.sigma_px, camera.of, law, light)
     low, high = np.quantile(background, (0.05, 0.95))
     told = {
@@ -205,6 +210,7 @@ def read_emitter_frame(
     }  # fmt: skip
     origins = {name: "measured" if value is None else "given" for name, value in told.items()}
     origins |= {"background": "measured", "offset": camera.offset_origin}
+    origins["on_frames"] = "given" if on_frames else "assumed" if law.on_frames == ON_FRAMES else "measured"
     if read_noise is None:
         origins["read_noise"] = "assumed"
     errors = camera.errors | light.errors | ({} if psf_sigma_px else {"psf_sigma_px": width.error})
@@ -220,13 +226,13 @@ def read_emitter_frame(
         psf_sigma_px=width.sigma_px,
         photons=light.photons,
         photons_cv=FLUX_CV,
-        on_frames=on_frames,
+        on_frames=law.on_frames,
         photon_quantiles=law.quantiles(light.photons),
         density_px=light.density_px,
         pixel_size_um=pixel_size_um,
         origins=origins,
         errors=errors,
-        notes=camera.notes,
+        notes=(*camera.notes, *_doubts(background, light)),
     )
 
 
@@ -248,7 +254,7 @@ def _checked(counts: NDArray[np.generic]) -> Array:
     n_frames, height, width = stack.shape
     if min(height, width) < _LEAST_EDGE_PX or stack.size < FEWEST_PIXELS:
         raise ValueError(
-            f"expected frames of at least {_LEAST_EDGE_PX} px a side and {FEWEST_PIXELS} px together, got {n_frames} of "
+            f"expected frames of {_LEAST_EDGE_PX} px a side or more and {FEWEST_PIXELS} px together, got {n_frames} of "
             f"{height} x {width}; snap a larger frame, or several"
         )
     values = stack[:: max(1, math.ceil(stack.size / _MOST_PIXELS))].astype(np.float64)
@@ -326,7 +332,7 @@ def _width(spectrum: _Spectrum, n_frames: int, sigma_px: float | None) -> _Width
 
     height, half = spectrum.power.shape
     n_columns = (len(spectrum.lag_x) + 1) // 2
-    ky, kx = np.fft.fftfreq(height), np.fft.rfftfreq(n_columns)[:half]
+    ky, kx = (np.asarray(k, np.float64) for k in (np.fft.fftfreq(height), np.fft.rfftfreq(n_columns)[:half]))
     all_k2 = ky[:, None] ** 2 + kx**2
     sigma = 1.3 if sigma_px is None else sigma_px
     for _ in range(4):
@@ -336,8 +342,8 @@ def _width(spectrum: _Spectrum, n_frames: int, sigma_px: float | None) -> _Width
         noise = float(np.median(power[k2 > np.quantile(k2, 0.8)])) + 1e-12
         strength = max(2 * float(power[k2 < np.quantile(k2, 0.03)].mean()), 2 * noise)
 
-        def misfit(v: Array, used: NDArray[np.bool_] = used, power: Array = power) -> float:
-            width = math.exp(v[2]) if len(v) == 3 else sigma
+        def misfit(v: Array, used: NDArray[np.bool_] = used, power: Array = power, known: float = sigma) -> float:
+            width = math.exp(v[2]) if len(v) == 3 else known
             shape = np.outer(_line(spectrum.lag_y, width, ky), _line(spectrum.lag_x, width, kx))[used]
             model = math.exp(v[0]) * np.maximum(shape, 0) + math.exp(v[1])
             return float((np.log(model) + power / model).sum())
@@ -401,7 +407,7 @@ def _noise(stack: Array, width: _Width) -> _Noise:
     waves = fft.dctn(stack, axes=(1, 2), norm="ortho")
     rest = fft.idctn(waves * mask, axes=(1, 2), norm="ortho")
     smooth = fft.idctn(waves * (mask == 0), axes=(1, 2), norm="ortho")  # its noise has nothing to do with the rest
-    k = np.fft.fftfreq(64)
+    k = np.asarray(np.fft.fftfreq(64), np.float64)
     mask = passed(k[:, None], k[None])
     kernel = np.fft.fftshift(np.fft.ifft2(mask).real)[22:43, 22:43] ** 2
     level = ndimage.convolve(smooth, kernel[None] / kernel.sum(), mode="reflect")
@@ -446,7 +452,7 @@ def _camera(
         gain_error = math.sqrt(float(covariance[1, 1])) / excess
         if gain is not None:
             return _Camera(EmitterCamera(gain, offset, *made), "measured", {"offset": offset_error}, ())
-        if offset_error < _SURE_OFFSET or abs(offset - USUAL_OFFSET) > 2 * offset_error:
+        if offset_error < _SURE_OFFSET or abs(offset - USUAL_OFFSET) > 3 * offset_error:
             if found > 4 * gain_error:
                 return _Camera(
                     EmitterCamera(found, offset, *made), "measured", {"gain": gain_error, "offset": offset_error}, ()
@@ -505,6 +511,7 @@ def _gain_above(
 class _EmitterLaw(NamedTuple):
     """How the photons of the emitters of a frame are distributed, over those of one that is on for the whole frame."""
 
+    on_frames: float
     photons: Array
     """(M,), rising."""
     share: Array
@@ -529,7 +536,7 @@ class _EmitterLaw(NamedTuple):
         photons = photons[photons >= LEAST_LIGHT]
         group = np.unique(np.round(12 * np.log(photons)), return_inverse=True)[1]
         total = np.bincount(group, share)
-        return cls(np.bincount(group, share * photons) / total, total / total.sum())
+        return cls(on_frames, np.bincount(group, share * photons) / total, total / total.sum())
 
     @property
     def mean(self) -> float:
@@ -552,10 +559,8 @@ class _PixelLaw:
 
     Parameters
     ----------
-    wide : float
-        Width of the Gaussian that is subtracted, over that of the PSF; infinite: none.
-    low, high, noise : float
-        Range of the pixels and least noise among them, photoelectrons.
+    narrow, wide : float
+        Widths of the Gaussian that smooths and of that which is subtracted, over that of the PSF; infinite: none.
     """
 
     def __init__(self, sigma_px: float, camera: EmitterCamera, law: _EmitterLaw, narrow: float, wide: float) -> None:
@@ -639,6 +644,31 @@ class _Light(NamedTuple):
     density_px: float
     photons: float
     errors: dict[str, float]
+    evidence: float
+    """Logarithm of the likelihood."""
+
+
+def _law_and_light(
+    electrons: Array,
+    sigma_px: float,
+    camera: EmitterCamera,
+    on_frames: float | None,
+    photons: float | None,
+    density_px: float | None,
+) -> tuple[_EmitterLaw, _Light]:
+    """Fit the emitters; where it is not told how long they blink, longer ones only if they fit much better."""
+
+    def fitted(length: float) -> tuple[_EmitterLaw, _Light]:
+        law = _EmitterLaw.of(length, FLUX_CV)
+        return law, _light(electrons, sigma_px, camera, law, photons, density_px)
+
+    if on_frames is not None:
+        return fitted(on_frames)
+    usual, steady = fitted(ON_FRAMES), fitted(math.inf)
+    if steady[1].evidence < usual[1].evidence + _MUCH_BETTER:
+        return usual
+    between = fitted(3 * ON_FRAMES)
+    return between if between[1].evidence > steady[1].evidence else steady
 
 
 def _light(
@@ -662,9 +692,8 @@ def _light(
 
     def both(v: Array) -> tuple[float, float]:
         rest = list(v)
-        ln_density = math.log(density_px) if density_px is not None else rest.pop(0)
-        ln_photons = math.log(photons) if photons is not None else rest.pop(0)
-        return math.exp(ln_density), math.exp(ln_photons)
+        density = math.exp(rest.pop(0)) if density_px is None else density_px
+        return density, math.exp(rest.pop(0)) if photons is None else photons
 
     def misfit(v: Array) -> float:
         density, light = both(v)
@@ -673,12 +702,12 @@ def _light(
 
     bright = photons or max(float(np.quantile(values, 0.998)), 1.0) / pixels.peak
     above = max(float(electrons.mean()) - background, 0.05 * background)
-    best = None
+    fits = []
     for factor in (1.0, 0.5):
         start = [] if density_px is not None else [math.log(above / (bright * factor * law.mean))]
         start += [] if photons is not None else [math.log(bright * factor)]
         if not start:
-            return _Light(*both(np.array(start)), {})
+            return _Light(*both(np.array(start)), {}, 0.0)
         simplex = np.array(
             [start, *(np.array(start) + step for step in np.diag([0.4, -0.3])[: len(start), : len(start)])]
         )
@@ -686,8 +715,8 @@ def _light(
             misfit, start, method="Nelder-Mead",
             options={"xatol": 0.005, "fatol": 0.2, "maxfev": 150, "initial_simplex": simplex},
         )  # fmt: skip
-        if best is None or found.fun < best.fun:
-            best = found
+        fits.append(found)
+    best = min(fits, key=lambda fit: float(fit.fun))
     density, light = both(best.x)
     if light * pixels.peak < _LEAST_STRENGTH * math.sqrt(pixels.variance(background)):
         raise ValueError(
@@ -696,10 +725,12 @@ def _light(
         )
     # pixels as near as an image is wide say the same
     independent = 1 / (4 * math.pi * (sigma_px**2 + (_NARROW * sigma_px) ** 2))
-    error = np.sqrt(np.maximum(np.diag(np.linalg.pinv(_curvature(misfit, best.x, 0.03) * independent)), 0))
+    curvature = _curvature(misfit, np.asarray(best.x, np.float64), 0.03) * independent
+    error = np.sqrt(np.maximum(np.diag(np.linalg.pinv(curvature)), 0))
     names = [name for name, known in (("density_px", density_px), ("photons", photons)) if known is None]
     values_of = {"density_px": density, "photons": light}
-    return _Light(density, light, {name: float(e) * values_of[name] for name, e in zip(names, error, strict=True)})
+    errors = {name: float(e) * values_of[name] for name, e in zip(names, error, strict=True)}
+    return _Light(density, light, errors, -float(best.fun) * independent)
 
 
 def _background(electrons: Array, sigma_px: float, camera: EmitterCamera, law: _EmitterLaw, light: _Light) -> Array:
@@ -730,6 +761,16 @@ def _background(electrons: Array, sigma_px: float, camera: EmitterCamera, law: _
     expected = pixels.low + pixels.step * float(np.interp(_LOW, below, np.arange(pixels.n)))
     background: Array = np.maximum(low + float(np.quantile(rest, _LOW)) - expected, 0.0)
     return background
+
+
+def _doubts(background: Array, light: _Light) -> tuple[str, ...]:
+    """Return what makes the result doubtful."""
+    if float(background.mean()) > 0.01 * light.density_px * light.photons:
+        return ()
+    return (
+        "no background is left below the emitters, so they are taken for too many or too bright: give the photons, the "
+        "density or the length of a blink, or snap a frame with fewer emitters",
+    )
 
 
 def _length_px(background: Array) -> float:
