@@ -53,7 +53,7 @@ def examine() -> Iterator[Finding]:
     yield _extra("train", ("torch", "onnx", "onnxscript"), "training and exporting models")
     yield _extra("view", ("pyqtgraph", "PySide6-Essentials"), "the live view")
     yield _extra("mm", ("pycromanager", "pymmcore", "mm-test-adapters"), "Micro-Manager cameras and demo:")
-    yield _extra("files", ("zarr", "imagecodecs"), "OME-Zarr and compressed TIFF recordings")
+    yield _extra("files", ("zarr", "imagecodecs", "h5py"), "OME-Zarr, compressed TIFF, Picasso HDF5")
     yield from _qt()
     yield from _micro_manager()
     yield _one_cv2()

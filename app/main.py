@@ -27,6 +27,7 @@ _COMMANDS = {
     "log": ("oneframe.app.track", "log"),
     "recover": ("oneframe.app.track", "recover"),
     "report": ("oneframe.app.report", "report"),
+    "convert": ("oneframe.app.convert", "convert"),
     "refocus": ("oneframe.app.holograms", "refocus"),
     "serve": ("oneframe.app.frames", "serve"),
     "keys": ("oneframe.app.keys", "keys"),
@@ -200,6 +201,15 @@ def parser() -> argparse.ArgumentParser:
     ):
         report.add_argument(f"--{name}", type=_positive, metavar=metavar, help=text)
     report.add_argument("--min-length", type=_count, metavar="N", help="frames a track needs to count (default: 15)")
+
+    convert = command("convert", "write a logged run in the format of another program")
+    convert.add_argument("run", metavar="RUN/", help="a logged run, finished or not; it stays as it is")
+    convert.add_argument(
+        "--to", required=True, metavar="FORMAT",
+        help="csv, parquet, trackpy (.csv); of single molecules also picasso (.hdf5 and .yaml), thunderstorm (.csv)",
+    )  # fmt: skip
+    convert.add_argument("-o", "--output", metavar="FILE", required=True, help="new file")
+    _add_pixel_size(convert)
 
     recover = command("recover", "complete the account of a run that was cut off")
     recover.add_argument("run", metavar="RUN/")

@@ -228,6 +228,8 @@ def _input(card: ModelCard) -> str:
             f"{card.hologram['kind']} holograms ({optics}), refocused by oneframe to {len(card.hologram['planes_um'])} "
             f"planes; z from {low:g} to {high:g} um"
         )
+    if card.method == "shot" and card.n_channels > 1:
+        return f"{card.input_dtype} camera pixels, {card.n_channels} consecutive frames (F, H, W), the last is told"
     plane = "one plane (H, W)" if card.n_channels == 1 else f"{card.n_channels} planes (C, H, W)"
     return f"{card.input_dtype} camera pixels, {plane}, any size"
 

@@ -29,6 +29,14 @@ _SIGNIFICANT = 3.0
 """Standard errors from which particles are said to move together."""
 _MOST_POINTS = 40_000
 """Of longer runs evenly spread points are drawn."""
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 }
+td, th { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
+.facts td:first-child { white-space: nowrap; color: #666 }
+figure { margin: 1.5rem 0 } img { max-width: 100% } figcaption { color: #666 }
+"""
+"""Of the page."""
 _COLOURS = ("#0072b2", "#d55e00", "#009e73")
 _GREY = "0.6"
 
@@ -39,12 +47,17 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
 
     run_folder = Path(arguments.run)
     table = read_run_table(run_folder)
+    if table.run["card"].get("method") == "shot":
+        from oneframe.app.report_emitters import report_emitters
+
+        report_emitters(arguments, table, console)
+        return
     settings = _settings(arguments, table)
     figures = _evaluate(table, settings)
-    folder = _folder(run_folder / "report" if arguments.output is None else Path(arguments.output))
+    folder = report_folder(run_folder / "report" if arguments.output is None else Path(arguments.output))
     plots = _draw(folder, table, figures)
     figures = {"format": FORMAT, "run": str(run_folder), **figures, "plots": [name for name, _ in plots]}
-    (folder / "report.json").write_text(json.dumps(_plain(figures), indent=2) + "\n", encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(plain(figures), indent=2) + "\n", encoding="utf-8")
     page = folder / "report.html"
     page.write_text(_page(run_folder, table, figures, plots), encoding="utf-8")
     heads, *rows = _population_rows(figures)
@@ -55,7 +68,7 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
     for note in figures["notes"]:
         console.say(f"note: {note}")
     lean = [{k: v for k, v in group.items() if not k.startswith("track_")} for group in figures["populations"]]
-    facts = _plain(figures | {"populations": lean})
+    facts = plain(figures | {"populations": lean})
     console.say(f"{page}: look at it in a browser", event="done", page=str(page), **facts)
 
 
@@ -83,7 +96,7 @@ def _settings(arguments: argparse.Namespace, table: RunTable) -> dict[str, Any]:
     return settings
 
 
-def _folder(folder: Path) -> Path:
+def report_folder(folder: Path) -> Path:
     """Return the folder to write to: new, empty, or with an earlier report, whose plots are taken away."""
     if folder.exists() and not folder.is_dir():
         raise CommandError(f"expected a folder for the report, {folder} is a file; choose another name")
@@ -543,13 +556,7 @@ def _page(run_folder: Path, table: RunTable, figures: dict[str, Any], plots: lis
     settings = figures["settings"]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(run_folder.name)}: report</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; margin: 1rem 0 }}
-td, th {{ padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }}
-.facts td:first-child {{ white-space: nowrap; color: #666 }}
-figure {{ margin: 1.5rem 0 }} img {{ max-width: 100% }} figcaption {{ color: #666 }}
-</style></head><body>
+<style>{STYLE}</style></head><body>
 <h1>{html.escape(run_folder.name)}</h1>
 <table class="facts">
 {facts}
@@ -567,12 +574,12 @@ Stokes-Einstein: {settings["temperature_k"]:g} K, {settings["viscosity_mpa_s"]:g
 """
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return what JSON knows, in five digits."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):

@@ -21,13 +21,17 @@ from oneframe.app.console import CommandError, Console
 from oneframe.app.frames import new_file
 from oneframe.app.holograms import background_of, reference_of
 from oneframe.app.outputs import outputs_of
-from oneframe.runtime import Detections, HologramModel, OnnxModel
+from oneframe.runtime import Detections, HologramModel
 from oneframe.runtime.account import Account, Status, StatusBoard
+from oneframe.runtime.density import Emitters, RecentEmitters
 from oneframe.runtime.display import DisplaySink, start_viewer
 from oneframe.runtime.drift import ALIKE
+from oneframe.runtime.frame_window import WindowModel
 from oneframe.runtime.link import FrameLinker, LinkSettings
+from oneframe.runtime.load import LoadedModel
 from oneframe.runtime.model import load_graph
 from oneframe.runtime.pipeline import Ended, Pipeline
+from oneframe.runtime.publish import emitter_values
 from oneframe.runtime.record import RunRecord, complete_run, recover_run
 from oneframe.runtime.seams import Analysed, ChecksFrames, Noted, Sink
 
@@ -77,7 +81,7 @@ def detect(arguments: argparse.Namespace, console: Console) -> None:
         raise CommandError(f"{len(bad)} frames could not be used, the others are in {path}; the first: {bad[0]}")
 
 
-def open_model(arguments: argparse.Namespace, *, live: bool) -> OnnxModel | HologramModel:
+def open_model(arguments: argparse.Namespace, *, live: bool) -> LoadedModel:
     """Return the model that the arguments name; `live` for frames that follow each other.
 
     Raises
@@ -93,7 +97,7 @@ def open_model(arguments: argparse.Namespace, *, live: bool) -> OnnxModel | Holo
         return HologramModel(graph, reference=reference, background=background_of(arguments, live=live))
     if arguments.reference is not None or arguments.background is not None:
         raise CommandError(f"expected no reference or background: {arguments.model} takes camera images; leave it out")
-    return graph
+    return WindowModel(graph) if graph.card.method == "shot" and graph.card.n_channels > 1 else graph
 
 
 def _each(source: FrameSource) -> Iterator[tuple[Frame | None, str]]:
@@ -113,7 +117,7 @@ def _each(source: FrameSource) -> Iterator[tuple[Frame | None, str]]:
 class _Table:
     """Detections of many images on their way to one file."""
 
-    def __init__(self, model: OnnxModel | HologramModel) -> None:
+    def __init__(self, model: LoadedModel) -> None:
         self._model = model
         self._columns: dict[str, list[Any]] = {}
         self.n_frames = 0
@@ -159,7 +163,7 @@ def _write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
     parquet.write_table(pyarrow.table(columns), path)
 
 
-def _draw(path: Path, frame: Frame, detections: Detections, model: OnnxModel | HologramModel) -> None:
+def _draw(path: Path, frame: Frame, detections: Detections, model: LoadedModel) -> None:
     from oneframe.runtime.overlay import draw_overlay, write_png
 
     pixels = frame.pixels
@@ -208,10 +212,15 @@ def live(arguments: argparse.Namespace, console: Console) -> None:
         )
 
 
-def _display_for(model: OnnxModel | HologramModel, board: StatusBoard) -> DisplaySink:
+def _display_for(model: LoadedModel, board: StatusBoard) -> DisplaySink:
     """Return the display of what the model gives."""
     if not isinstance(model, HologramModel):
-        return DisplaySink(status=board)
+        return DisplaySink(
+            status=board,
+            z_range_um=model.card.trained_ranges.get("z_um"),
+            emitters=model.card.method == "shot",
+            pixel_size_um=model.card.pixel_size_um,
+        )
     settings = model.settings
     return DisplaySink(
         status=board,
@@ -238,7 +247,7 @@ def _when_closed(viewer: subprocess.Popen[bytes], pipeline: Pipeline, console: C
 
 def run_pipeline(
     arguments: argparse.Namespace,
-    model: OnnxModel | HologramModel,
+    model: LoadedModel,
     sinks: dict[str, Sink],
     console: Console,
     *,
@@ -275,7 +284,7 @@ def run_pipeline(
         )
         sinks = {"record": record, **sinks}
         moved.target = record.stage_moved
-    sinks = {"console": _ConsoleSink(console, board), **outputs, **sinks}  # the record is closed last
+    sinks = {"console": _ConsoleSink(console, board, pixel_size_um), **outputs, **sinks}  # the record is closed last
     pipeline = Pipeline(
         source, model, FrameLinker(linking), sinks, mode=arguments.mode, essential=frozenset({"record"})
     )
@@ -325,9 +334,10 @@ def _output_line(name: str, report: dict[str, Any]) -> str:
 class _ConsoleSink:
     """A line now and then: how the run is doing; and one when the sample looks otherwise than before."""
 
-    def __init__(self, console: Console, status: Callable[[], Status]) -> None:
+    def __init__(self, console: Console, status: Callable[[], Status], pixel_size_um: float | None) -> None:
         self._console = console
         self._status = status
+        self._emitters = RecentEmitters(pixel_size_um=pixel_size_um)
         self._drift = ALIKE
 
     def write(self, analysed: Analysed) -> None:
@@ -342,6 +352,7 @@ class _ConsoleSink:
                 sentence=drift.sentence,
             )
         self._drift = drift
+        self._emitters.add(analysed.frame, analysed.tracks.detections)
         self._tick()
 
     def skip(self, _missed: object) -> None:
@@ -358,16 +369,24 @@ class _ConsoleSink:
             return
         now = self._status()
         facts = {name: getattr(now, name) for name in now.__slots__}
-        self._console.tick(lambda: status_line(now), event="progress", **facts)
+        emitters = self._emitters.mean
+        if emitters is not None:
+            facts |= emitter_values(emitters)
+        self._console.tick(lambda: status_line(now, emitters), event="progress", **facts)
 
 
-def status_line(now: Status) -> str:
-    """Return the status as one line."""
+def status_line(now: Status, emitters: Emitters | None = None) -> str:
+    """Return the status as one line; of emitters also how dense and how precise the last ones were."""
     bridge = "" if math.isnan(now.bridge_mb_per_s) else f", bridge {now.bridge_mb_per_s:.1f} MB/s"
+    found = f"objects {now.n_detections}"
+    if emitters is not None:
+        density, precision = " ".join(emitters.density_text()), " ".join(emitters.precision_text())
+        found = f"emitters {emitters.n:.0f}, density {density}, precision {precision}"
+        found = found.replace("µ", "u").replace("²", "^2").replace("–", "-")  # a terminal may know ASCII only
     return (
         f"camera {now.camera_fps:.1f} fps, analysed {now.inference_fps:.1f} fps, age p50 {now.age_p50_ms:.0f} / "
         f"p99 {now.age_p99_ms:.0f} ms, seen {now.seen}, skipped {now.skipped}, failed {now.failed}, lost {now.lost}, "
-        f"objects {now.n_detections}{bridge}"
+        f"{found}{bridge}"
     )
 
 

@@ -9,6 +9,7 @@ The view runs in a process of its own, so that a crash of the window never costs
     y_px, x_px, score        float32, `n` values each
     track_id                 int64, `n` values
     z_um and others          float32, `n` values each, those that `columns` names
+    super-resolution image   uint16 of the `shape` in `grown`, then uint8 of its z; nothing where there is none
 
 and always a single part: only then may the reader let a newer picture replace the one it has not shown yet.
 """
@@ -36,10 +37,12 @@ from zmq.utils.monitor import recv_monitor_message
 
 from oneframe.acquisition import Frame
 from oneframe.runtime.account import Status
+from oneframe.runtime.density import Emitters, RecentEmitters
 from oneframe.runtime.optics import Optics
 from oneframe.runtime.seams import Analysed, Missed, Noted
+from oneframe.runtime.super_resolution import SuperResolution, white_level
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 
 _WIRE_DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<f4")
 _COLUMNS = (("y_px", "<f4"), ("x_px", "<f4"), ("score", "<f4"), ("track_id", "<i8"))
@@ -51,6 +54,67 @@ _MAX_FIELD_BYTES = 1 << 25  # 2048 x 2048
 _FIELD_BYTES_PER_S = 1 << 26  # 512 x 512 at 32 pictures a second
 _MAX_SENTENCE = 1000
 _LINGER_MS = 500
+_CLEAR = b"\xff\xff\xff\xffclear"
+"""A view that subscribes to this asks for a new super-resolution image: the one way back that a subscriber has."""
+_GROWN_SIDE_PX = 2048
+_GROWN_PERIOD_S = 0.25
+_GROWN_SHARE = 0.1
+"""Of the sink's time that the super-resolution image may take; large ones are sent less often."""
+_Z_STEPS = 254
+_NO_Z = 255
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GrownImage:
+    """The super-resolution image so far.
+
+    Raises
+    ------
+    ValueError
+        If shapes or dtypes contradict one another.
+    """
+
+    pixels: NDArray[np.uint16]
+    """(h, w), square root of the localisations per pixel; 65535 is the brightest."""
+    camera_px: float
+    """Edge of one of these pixels in camera pixels; the corner of the image is the camera's corner, (-0.5, -0.5)."""
+    white: int
+    """Value to show as white."""
+    n_localisations: int
+    z_step: NDArray[np.uint8] | None = None
+    """(h, w), mean z from 0, the lowest of `Picture.z_range_um`, to 254, the highest; 255 where nothing is."""
+    note: str = ""
+    """What is not as asked for."""
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 2 or self.pixels.dtype.str != "<u2" or 0 in self.pixels.shape:
+            raise ValueError(f"expected (h, w) <u2 pixels, got {self.pixels.dtype.str} of {self.pixels.shape}")
+        if self.z_step is not None and (self.z_step.shape != self.pixels.shape or self.z_step.dtype != np.uint8):
+            raise ValueError(
+                f"expected z_step |u1 of {self.pixels.shape}, got {self.z_step.dtype.str} of {self.z_step.shape}"
+            )
+        if not (math.isfinite(self.camera_px) and self.camera_px > 0 and 1 <= self.white <= 65535):
+            raise ValueError(f"expected camera_px above 0 and white from 1, got {self.camera_px} and {self.white}")
+
+    @classmethod
+    def of(cls, grown: SuperResolution, z_range_um: tuple[float, float] | None) -> GrownImage:
+        """Return what is shown of a super-resolution image, 2048 pixels a side at most."""
+        light, mean_z_um, n = grown.thinned(_GROWN_SIDE_PX)
+        brightest = max(float(light.max()), 1e-30)
+        z_step = None
+        if mean_z_um is not None and z_range_um is not None:
+            low, high = z_range_um
+            steps = np.rint((mean_z_um - low) * (_Z_STEPS / (high - low))).clip(0, _Z_STEPS)
+            z_step = np.where(light > 0, np.nan_to_num(steps, nan=_NO_Z), _NO_Z).astype(np.uint8)
+        white = math.sqrt(white_level(light) / brightest)
+        return cls(
+            pixels=np.rint(np.sqrt(light * np.float32(1 / brightest)) * 65535).astype("<u2"),
+            camera_px=n / grown.per_camera_px,
+            white=min(65535, max(1, round(65535 * white))),
+            n_localisations=grown.n_localisations,
+            z_step=z_step,
+            note=grown.note,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +156,10 @@ class Picture:
     """Pixel [j, i] of `field` is pixel [pixels_per_cell * j, pixels_per_cell * i] of the camera."""
     z_range_um: tuple[float, float] | None = None
     """Lowest and highest z that the model was trained for."""
+    emitters: Emitters | None = None
+    """How many, how dense, how precise, over the last frames; only of models that localise emitters."""
+    grown: GrownImage | None = None
+    """Comes with some of the pictures."""
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 2 or self.pixels.dtype.str not in _WIRE_DTYPES:
@@ -138,6 +206,8 @@ class Notice:
 
     kind: Literal["status", "end"]
     status: Status
+    emitters: Emitters | None = None
+    grown: GrownImage | None = None
 
 
 def contrast_levels(pixels: NDArray[Any]) -> tuple[float, float]:
@@ -171,6 +241,8 @@ def picture_of(
     field_optics: Optics | None = None,
     pixels_per_cell: int = 1,
     z_range_um: tuple[float, float] | None = None,
+    emitters: Emitters | None = None,
+    grown: GrownImage | None = None,
 ) -> Picture:
     """Make the picture of an analysed frame.
 
@@ -184,7 +256,7 @@ def picture_of(
         The frame is thinned by a whole stride until no side is longer.
     levels : (float, float) or None
         Values to show as black and white; None measures them.
-    field_optics, pixels_per_cell, z_range_um
+    field_optics, pixels_per_cell, z_range_um, emitters, grown
         See `Picture`. Fields above 2048 x 2048 are left out.
     """
     frame, detections = analysed.frame, analysed.tracks.detections
@@ -210,6 +282,8 @@ def picture_of(
         field_optics=field_optics,
         pixels_per_cell=pixels_per_cell,
         z_range_um=z_range_um,
+        emitters=emitters,
+        grown=grown,
     )
 
 
@@ -244,14 +318,44 @@ def encode_picture(picture: Picture) -> bytes:
         "field_optics": None if picture.field_optics is None else asdict(picture.field_optics),
         "pixels_per_cell": picture.pixels_per_cell,
         "z_range_um": picture.z_range_um,
+        **_growth_values(picture),
     }
     arrays = [*([] if field is None else [field]), picture.pixels, *(getattr(picture, name) for name, _ in columns)]
+    arrays += _grown_arrays(picture)
     return b"".join([_header_bytes(header), *(np.ascontiguousarray(array).data for array in arrays)])
 
 
 def encode_notice(notice: Notice) -> bytes:
     """Return the message that carries a notice."""
-    return _header_bytes({"kind": notice.kind, "version": WIRE_VERSION, "status": _status_values(notice.status)})
+    status = _status_values(notice.status)
+    header = {"kind": notice.kind, "version": WIRE_VERSION, "status": status, **_growth_values(notice)}
+    return b"".join([_header_bytes(header), *(np.ascontiguousarray(array).data for array in _grown_arrays(notice))])
+
+
+def _growth_values(message: Picture | Notice) -> dict[str, Any]:
+    """Return what the header tells of emitters; what is not finite becomes None."""
+    emitters, grown = message.emitters, message.grown
+    told: dict[str, Any] = {"emitters": None, "grown": None}
+    if emitters is not None:
+        values = asdict(emitters)
+        told["emitters"] = {name: v if v is None or math.isfinite(v) else None for name, v in values.items()}
+    if grown is not None:
+        told["grown"] = {
+            "shape": grown.pixels.shape,
+            "camera_px": grown.camera_px,
+            "white": grown.white,
+            "n_localisations": grown.n_localisations,
+            "with_z": grown.z_step is not None,
+            "note": grown.note,
+        }
+    return told
+
+
+def _grown_arrays(message: Picture | Notice) -> list[NDArray[Any]]:
+    if message.grown is None:
+        return []
+    z_step = message.grown.z_step
+    return [message.grown.pixels, *([] if z_step is None else [z_step])]
 
 
 def _header_bytes(header: dict[str, Any]) -> bytes:
@@ -297,14 +401,15 @@ def decode_message(message: bytes) -> Picture | Notice:
             return _read_picture(header, status, message, offset)
         if kind not in ("status", "end"):
             raise ValueError(f"unknown kind {kind!r}")
-        if len(message) != offset:
-            raise ValueError(f"{len(message) - offset} bytes too many")
+        n_grown = _grown_bytes(header["grown"])
+        if len(message) != offset + n_grown:
+            raise ValueError(f"{len(message)} bytes, the header tells of {offset + n_grown}")
+        return Notice(kind, status, _read_emitters(header["emitters"]), _read_grown(header["grown"], message, offset))
     except (ValueError, KeyError, TypeError, OverflowError) as exc:
         raise ValueError(
             f"expected a message of a oneframe live view, got a damaged one ({exc}); check the address and that both "
             "ends run the same oneframe"
         ) from exc
-    return Notice(kind, status)
 
 
 def _read_header(message: bytes) -> tuple[dict[str, Any], int]:
@@ -375,6 +480,7 @@ def _read_picture(header: dict[str, Any], status: Status, message: bytes, offset
         *((name, dtype, n_rows) for name, dtype in columns),
     ]
     expected = offset + sum(n_values * np.dtype(dtype).itemsize for _, dtype, n_values in sizes)
+    expected += _grown_bytes(header["grown"])
     if len(message) != expected:
         raise ValueError(f"{len(message)} bytes, the header tells of {expected}")
 
@@ -404,7 +510,46 @@ def _read_picture(header: dict[str, Any], status: Status, message: bytes, offset
         field_optics=None if header["field_optics"] is None else _read_optics(header["field_optics"]),
         pixels_per_cell=_count(header["pixels_per_cell"], "pixels_per_cell", 1, _MAX_SIDE_PX),
         z_range_um=z_range_um,
+        emitters=_read_emitters(header["emitters"]),
+        grown=_read_grown(header["grown"], message, offset),
         **arrays,
+    )
+
+
+def _read_emitters(values: Any) -> Emitters | None:
+    if values is None:
+        return None
+    names = {field.name for field in fields(Emitters)}
+    if not isinstance(values, dict) or values.keys() != names:
+        raise ValueError(f"emitters {values!r}")
+    read = {name: _number_or_nan(value, name) for name, value in values.items()}
+    read["pixel_size_um"] = None if values["pixel_size_um"] is None else read["pixel_size_um"]  # type: ignore[assignment]
+    return Emitters(**read)
+
+
+def _grown_bytes(values: Any) -> int:
+    """Return how many bytes the super-resolution image takes in the message."""
+    if values is None:
+        return 0
+    height, width = (_count(side, "grown", 1, _GROWN_SIDE_PX) for side in values["shape"])
+    return height * width * (3 if values["with_z"] else 2)
+
+
+def _read_grown(values: Any, message: bytes, offset: int) -> GrownImage | None:
+    if values is None:
+        return None
+    height, width = values["shape"]  # checked by `_grown_bytes`
+    pixels = np.frombuffer(message, "<u2", height * width, offset).copy()
+    z_step = None
+    if values["with_z"]:
+        z_step = np.frombuffer(message, np.uint8, height * width, offset + pixels.nbytes).reshape(height, width)
+    return GrownImage(
+        pixels=pixels.reshape(height, width),
+        camera_px=_number(values["camera_px"], "camera_px"),
+        white=_count(values["white"], "white", 1, 65535),
+        n_localisations=_count(values["n_localisations"], "n_localisations"),
+        z_step=z_step,
+        note=_sentence(values["note"], "note"),
     )
 
 
@@ -442,6 +587,11 @@ class DisplaySink:
         Camera pixels per pixel of the field, along each axis. Fields above 512 x 512 slow the pictures down.
     z_range_um : (float, float) or None
         Lowest and highest z that the model was trained for.
+    emitters : bool
+        The model localises emitters: every frame's are added to a super-resolution image here, shown or not, so that
+        none is missing from it; it goes along with four pictures a second.
+    pixel_size_um : float or None
+        For sources that do not know it.
 
     Raises
     ------
@@ -459,6 +609,8 @@ class DisplaySink:
         field_optics: Optics | None = None,
         pixels_per_cell: int = 1,
         z_range_um: tuple[float, float] | None = None,
+        emitters: bool = False,
+        pixel_size_um: float | None = None,
     ) -> None:
         if not (max_fps > 0 and 1 <= max_side_px <= 4096):
             raise ValueError(
@@ -470,6 +622,10 @@ class DisplaySink:
         self._field_optics = field_optics
         self._pixels_per_cell = pixels_per_cell
         self._z_range_um = z_range_um
+        self._pixel_size_um = pixel_size_um
+        self._recent = RecentEmitters(pixel_size_um=pixel_size_um) if emitters else None
+        self._grown: SuperResolution | None = None
+        self._grown_due_s = -math.inf
         self._due_s = -math.inf
         self._published_s = -math.inf
         self._levels = (0.0, 1.0)
@@ -502,6 +658,8 @@ class DisplaySink:
 
     def write(self, analysed: Analysed) -> None:
         """Publish the frame, if one is due and somebody looks."""
+        if self._recent is not None:
+            self._add_emitters(analysed, self._recent)
         now_s = time.monotonic()
         if now_s < self._due_s:
             return
@@ -516,6 +674,8 @@ class DisplaySink:
             field_optics=self._field_optics,
             pixels_per_cell=self._pixels_per_cell,
             z_range_um=self._z_range_um,
+            emitters=None if self._recent is None else self._recent.mean,
+            grown=self._grown_image() if now_s >= self._grown_due_s else None,
         )
         if picture.field is not None:
             self._due_s = max(self._due_s, now_s + picture.field.nbytes / _FIELD_BYTES_PER_S)
@@ -542,17 +702,45 @@ class DisplaySink:
         self._socket.setsockopt(zmq.XPUB_NODROP, 1)  # wait for room rather than lose the last word
         self._socket.setsockopt(zmq.SNDTIMEO, _LINGER_MS)
         with contextlib.suppress(zmq.Again):
-            self._socket.send(encode_notice(Notice("end", self._status())))
+            emitters = None if self._recent is None else self._recent.mean
+            self._socket.send(encode_notice(Notice("end", self._status(), emitters, self._grown_image())))
         self._socket.close(linger=_LINGER_MS)
         # libzmq can wait for ever for a view that left at this moment: then the thread stays, and does no harm.
         ending = threading.Thread(target=self._context.term, daemon=True, name="oneframe-display-end")
         ending.start()
         ending.join(2 * _LINGER_MS / 1000)
 
+    def _add_emitters(self, analysed: Analysed, recent: RecentEmitters) -> None:
+        """Add one frame's emitters to the super-resolution image; a frame of another size begins a new one."""
+        frame, found = analysed.frame, analysed.tracks.detections
+        recent.add(frame, found)
+        if found.sigma_y_px is None or found.sigma_x_px is None:
+            return
+        with_z = found.z_um is not None and self._z_range_um is not None
+        if self._grown is None or self._grown.frame_shape != (frame.height, frame.width):
+            size_um = self._pixel_size_um if frame.pixel_size_um is None else frame.pixel_size_um
+            self._grown = SuperResolution((frame.height, frame.width), pixel_size_um=size_um, with_z=with_z)
+        self._grown.add(found.y_px, found.x_px, found.sigma_y_px, found.sigma_x_px, found.z_um)
+
+    def _grown_image(self) -> GrownImage | None:
+        """Return the super-resolution image, if there is one, and see to it that the next is not due too soon."""
+        if self._grown is None:
+            return None
+        start_s = time.monotonic()
+        image = GrownImage.of(self._grown, self._z_range_um)
+        now_s = time.monotonic()
+        self._grown_due_s = start_s + max(_GROWN_PERIOD_S, (now_s - start_s) / _GROWN_SHARE)
+        return image
+
     def _is_viewed(self) -> bool:
-        """Read who came and went since the last call."""
+        """Read who came and went since the last call, and whether somebody wants to see the emitters anew."""
         while self._socket.poll(0, zmq.POLLIN):
-            self._viewed = self._socket.recv()[:1] == b"\x01"
+            told = self._socket.recv()
+            if told[1:] != _CLEAR:
+                self._viewed = told[:1] == b"\x01"
+            elif told[:1] == b"\x01" and self._grown is not None:
+                self._grown.clear()
+                self._grown_due_s = -math.inf
         return self._viewed
 
     def _publish(self, message: bytes) -> None:
@@ -583,8 +771,11 @@ class PictureStream:
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._connected = False
+        # A socket of its own: CONFLATE keeps the newest message of both directions, subscriptions too.
+        self._wishes = self._context.socket(zmq.SUB)
         try:
             self._socket.connect(address)
+            self._wishes.connect(address)
         except zmq.ZMQError as exc:
             self.close()
             raise OSError(f"expected an address like tcp://127.0.0.1:40123, got {address!r}: {exc}") from exc
@@ -607,6 +798,12 @@ class PictureStream:
         while not self._socket.closed and self._monitor.poll(0):
             self._connected = recv_monitor_message(self._monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
         return self._connected
+
+    def clear_emitters(self) -> None:
+        """Ask the sink to begin a new super-resolution image, for all views."""
+        if not self._socket.closed:
+            self._wishes.setsockopt(zmq.SUBSCRIBE, _CLEAR)
+            self._wishes.setsockopt(zmq.UNSUBSCRIBE, _CLEAR)
 
     def close(self) -> None:
         """Release the sockets; a second call does nothing."""

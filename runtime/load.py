@@ -7,8 +7,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from oneframe.runtime.frame_window import WindowModel
 from oneframe.runtime.hologram_model import HologramModel
 from oneframe.runtime.model import OnnxModel, load_graph
+
+LoadedModel = OnnxModel | HologramModel | WindowModel
+"""What `load_model` gives: of camera images, of holograms, of several consecutive frames."""
 
 
 def load_model(
@@ -18,7 +22,7 @@ def load_model(
     threads: int | None = None,
     reference: NDArray[Any] | None = None,
     background: str | None = None,
-) -> OnnxModel | HologramModel:
+) -> LoadedModel:
     """Load a model file.
 
     Parameters
@@ -44,4 +48,6 @@ def load_model(
         return HologramModel(graph, reference=reference, background=background)
     if reference is not None or background is not None:
         raise ValueError(f"expected no reference or background: {path} takes camera images; leave it out")
+    if graph.card.method == "shot" and graph.card.n_channels > 1:
+        return WindowModel(graph)
     return graph

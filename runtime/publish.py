@@ -3,6 +3,12 @@
     {"frame": 12, "time_s": 1.7e9, "latency_ms": 8.1, "pixel_size_um": 0.1, "n": 2,
      "track_id": [0, 1], "y_px": [..], "x_px": [..], "score": [..], ..., "y_um": [..], "x_um": [..]}
 
+Of a model that localises emitters a line also has, for whoever drives the activation laser,
+
+    "n_emitters": 79, "expected_emitters": 74.2, "density_um2": 0.48, "density_1000px2": 4.8,
+    "median_precision_nm": 9.1, "median_precision_px": 0.091
+
+where `expected_emitters` is the sum of the scores; lengths in the sample are null where the pixel size is unknown.
 A subscriber needs no oneframe: `for line in iter(socket.recv, b""): json.loads(line)`. Numbers that are not finite are
 null. `y_um` and `x_um` are there where the pixel size is known.
 """
@@ -20,6 +26,7 @@ import zmq
 
 from oneframe.acquisition.endpoint import host_and_port
 from oneframe.acquisition.keys import ALLOWED, SERVER_SECRET, Doorkeeper
+from oneframe.runtime.density import Emitters, emitters_of
 from oneframe.runtime.seams import Analysed
 
 _LINGER_MS = 500
@@ -116,7 +123,23 @@ def line_of(analysed: Analysed, *, pixel_size_um: float | None = None) -> bytes:
     if size_um is not None:
         for axis in ("y", "x"):
             message[f"{axis}_um"] = _numbers(columns[f"{axis}_px"].astype(np.float64) * size_um)
+    emitters = emitters_of(frame, tracks.detections, size_um)
+    if emitters is not None:
+        message |= emitter_values(emitters)
     return json.dumps(message, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def emitter_values(emitters: Emitters) -> dict[str, float | None]:
+    """Return how many emitters there are, how dense and how precise, as JSON values; None where it is unknown."""
+    values: dict[str, float | None] = {
+        "n_emitters": round(emitters.n, 3),
+        "expected_emitters": round(emitters.expected, 3),
+        "density_um2": emitters.per_um2,
+        "density_1000px2": emitters.per_1000px2,
+        "median_precision_nm": emitters.precision_nm,
+        "median_precision_px": emitters.precision_px,
+    }
+    return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
 
 
 def _numbers(column: np.ndarray[Any, Any]) -> list[float | None]:

@@ -109,6 +109,7 @@ class RunRecord:
         self._frame_pages = _Pages(folder / "frames.tif") if save_frames else None
         self._label_pages = _Pages(folder / "labels.tif") if save_frames else None
         self._metadata: dict[str, Any] = {}
+        self._frame_shape: tuple[int, ...] = ()
         self._drift = ALIKE
         self._n_frames: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
@@ -137,9 +138,14 @@ class RunRecord:
                     ),
                 )
                 self._write_detections(analysed)
+                if not self._frame_shape:
+                    self._db.execute(
+                        "INSERT INTO meta VALUES ('frame_shape_px', ?)", (f"{frame.height} {frame.width}",)
+                    )
                 drift = self._write_drift(analysed)
             self._drift = drift
             self._metadata = dict(frame.metadata)
+            self._frame_shape = (frame.height, frame.width)
             self._n_frames["analysed"] += 1
 
     def skip(self, missed: Missed) -> None:

@@ -48,6 +48,8 @@ class RunTable:
     columns: dict[str, Floats]
     """`time_s` and the columns of `Detections`, micrometres too, (N,) each; NaN where a row has no value. Columns
     without any value are not there."""
+    frame_shape: tuple[int, int] | None = None
+    """Height and width of the frames; None in records of older versions."""
 
     def without(self, against: Flag) -> NDArray[np.bool_]:
         """Return (N,), rows that have none of these flags; all rows if the run has no flags."""
@@ -105,6 +107,7 @@ def read_run_table(folder: Path) -> RunTable:
             n_frames = {
                 str(status): int(n) for status, n in db.execute("SELECT status, COUNT(*) FROM frames GROUP BY status")
             }
+            told = db.execute("SELECT value FROM meta WHERE key = 'frame_shape_px'").fetchone()
             frames = _read(db, ["frame", "time_s"], "frames WHERE status = 'analysed' ORDER BY frame")
             names = [name for _, name, *_ in db.execute("PRAGMA table_info(detections)")]
             values = _read(db, names, "detections ORDER BY track_id, frame")
@@ -119,6 +122,7 @@ def read_run_table(folder: Path) -> RunTable:
         track_id=columns.pop("track_id").astype(np.int64),
         track_frame=columns.pop("frame").astype(np.int64),
         columns={name: column for name, column in columns.items() if np.isfinite(column).any()},
+        frame_shape=None if told is None else (int(told[0].split()[0]), int(told[0].split()[1])),
     )
 
 

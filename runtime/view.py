@@ -2,7 +2,7 @@
 
 The only file with Qt. The window takes the newest picture 30 times a second and owns nothing of the run: if it
 crashes, no frame is lost. Of a hologram it also shows amplitude, phase and other distances; a thread computes them,
-one picture at a time.
+one picture at a time. Beside emitters it shows the super-resolution image that the run's process adds up.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from pyqtgraph.Qt import QtCore, QtGui, QtWidgets
 
 from oneframe.runtime.account import Status
+from oneframe.runtime.density import Emitters
 from oneframe.runtime.detections import Flag
-from oneframe.runtime.display import Notice, Picture, PictureStream
+from oneframe.runtime.display import GrownImage, Notice, Picture, PictureStream
 from oneframe.runtime.refocus import Refocuser
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ _TICK_MS = 33
 _STALE_AFTER_S = 3.0
 _WIDTH_PX = 1000  # the status line in one line
 _SMALLEST_RING_PX, _LARGEST_RING_PX = 8.0, 2000.0  # on the screen
+_CROSS_CAMERA_PX, _SMALLEST_CROSS_PX, _LARGEST_CROSS_PX = 2.0, 7.0, 21.0  # one pixel of the camera has many emitters
 _DOUBTFUL_RGB = (205, 205, 205)
 _Z_RANGE_UM = (-10.0, 10.0)  # where the model does not tell
 _Z_STEP_UM = 0.1
@@ -71,6 +73,10 @@ FIELD_HELP = (
     ("1 2 3 4", "hologram, amplitude, phase (↑ ↓ its range), refocused"),
     ("PgUp PgDn", "refocus higher, lower"),
     ("Click", "what is known of a particle; refocus there"),
+)
+EMITTER_HELP = (
+    ("C", "clear: begin a new super-resolution image"),
+    ("Shift ↑ ↓", "super-resolution brighter, darker"),
 )
 
 
@@ -176,8 +182,16 @@ def z_colours() -> NDArray[np.uint8]:
     return srgb(0.60 + 0.31 * share, 0.17 * np.cos(hue), 0.17 * np.sin(hue))
 
 
+def heat_colours() -> NDArray[np.uint8]:
+    """Return (1024, 3) RGB for a growing number of localisations: black, red, orange, yellow, white, ever lighter."""
+    share = np.linspace(0, 1, 1024)
+    hue = np.radians(25 + 85 * share)
+    chroma = 0.24 * np.minimum(share / 0.3, 1) * np.minimum((1 - share) / 0.45, 1) ** 0.8
+    return srgb(share**0.9, chroma * np.cos(hue), chroma * np.sin(hue))
+
+
 _GREY_RGB = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-_PHASE_RGB, _Z_RGB = phase_colours(), z_colours()
+_PHASE_RGB, _Z_RGB, _HEAT_RGB = phase_colours(), z_colours(), heat_colours()
 
 
 def z_steps(z_um: NDArray[np.float32], range_um: tuple[float, float]) -> NDArray[np.intp]:
@@ -243,7 +257,7 @@ class Tails:
         return broken[..., 0].ravel(), broken[..., 1].ravel()
 
 
-def status_html(status: Status, *, losing: bool) -> str:
+def status_html(status: Status, *, losing: bool, emitters: Emitters | None = None) -> str:
     """Return the status line as HTML; numbers that go up and down keep their width.
 
     What is wrong with the sample stands on a line of its own.
@@ -254,6 +268,8 @@ def status_html(status: Status, *, losing: bool) -> str:
         What to show.
     losing : bool
         Whether frames or results were lost in the last seconds: red instead of amber.
+    emitters : Emitters or None
+        How many, how dense, how precise, in place of the number of particles.
     """
     period_ms = 1000.0 / status.camera_fps if status.camera_fps > 0 else math.inf
     late = None if not status.age_p99_ms > period_ms else _AMBER if status.age_p99_ms < 3 * period_ms else _RED
@@ -267,8 +283,16 @@ def status_html(status: Status, *, losing: bool) -> str:
         _segment("skipped", f"{status.skipped:d}"),
         _segment("lost", f"{status.lost:d}", "", alarm if status.lost else None),
         _segment("failed", f"{status.failed:d}", "", alarm if status.failed else None),
-        _segment("particles", f"{status.n_detections:d}"),
     ]
+    if emitters is None:
+        segments.append(_segment("particles", f"{status.n_detections:d}"))
+    else:
+        density, precision = emitters.density_text(), emitters.precision_text()
+        segments += [
+            _segment("emitters", _fixed(emitters.n, 4, 0)),
+            _segment("density", density[0].rjust(4), density[1]),
+            _segment("precision", precision[0].rjust(4), precision[1]),
+        ]
     if not math.isnan(status.bridge_mb_per_s):
         segments.append(_segment("bridge", _fixed(status.bridge_mb_per_s, 5, 1), "MB/s"))
     if status.sink_backlog or status.sink_dropped:
@@ -533,6 +557,122 @@ class FieldControls(QtWidgets.QWidget):  # type: ignore[misc]  # Qt comes untype
             self._changed()
 
 
+class GrownView:
+    """The super-resolution image beside the camera's, at the same place and zoom; not there until `show`.
+
+    Parameters
+    ----------
+    graphics : GraphicsLayoutWidget
+        Where it comes up, in the second column.
+    beside : ViewBox
+        The camera's view.
+    clear : () -> None
+        Called by the button.
+    """
+
+    def __init__(self, graphics: Any, beside: Any, clear: Callable[[], None]) -> None:
+        self._graphics = graphics
+        self._beside = beside
+        self.view: Any = None
+        """The view, once it is there."""
+        self.grown: GrownImage | None = None
+        """The image on the screen."""
+        self._brightness = 1.0
+        self._pixel_size_um: float | None = None
+        self.bar = QtWidgets.QWidget()
+        self.bar.setObjectName("bar")
+        row = QtWidgets.QHBoxLayout(self.bar)
+        row.setContentsMargins(12, 5, 12, 5)
+        row.setSpacing(10)
+        self._text = QtWidgets.QLabel()
+        self._text.setFont(_fixed_font())
+        self._text.setTextFormat(QtCore.Qt.TextFormat.PlainText)
+        self._button = QtWidgets.QPushButton("clear")
+        self._button.setFocusPolicy(QtCore.Qt.FocusPolicy.NoFocus)
+        self._button.setToolTip("begin a new super-resolution image  (C)")
+        self._button.clicked.connect(lambda: clear())
+        row.addStretch(1)
+        row.addWidget(self._text)
+        row.addWidget(self._button)
+        self.bar.hide()
+
+    def show(self) -> None:
+        """Come up, empty."""
+        if self.view is not None:
+            return
+        # A frame of dark pixels between the two, so that one picture is told from the other.
+        self._graphics.ci.layout.setHorizontalSpacing(4)
+        self.view = self._graphics.addViewBox(
+            row=0, col=1, lockAspect=True, invertY=True, enableMenu=False, defaultPadding=0.0
+        )
+        # Else a screen coarser than the image shows one pixel of several, and narrow lines have gaps.
+        self._image = pg.ImageItem(axisOrder="row-major", autoDownsample=True)
+        self.view.addItem(self._image)
+        self._scale_bar = ScaleBar(self.view)
+        # Not setXLink and setYLink: with a locked aspect the two push each other away from the whole picture.
+        self._beside.sigRangeChanged.connect(self._follow)
+        self._beside.sigResized.connect(self._follow)
+        self.view.sigRangeChangedManually.connect(lambda: self._beside.setRange(self.view.viewRect(), padding=0))
+        self.view.sigResized.connect(self._follow)
+        self.bar.show()
+        self._write()
+
+    def take(self, grown: GrownImage, pixel_size_um: float | None) -> None:
+        """Show the newest image."""
+        self.show()
+        self.grown, self._pixel_size_um = grown, pixel_size_um
+        self._draw()
+        height, width = grown.pixels.shape
+        edge = grown.camera_px
+        self._image.setRect(QtCore.QRectF(-0.5, -0.5, edge * width, edge * height))
+        self._follow()
+        self._write()
+
+    def empty(self) -> None:
+        """Show nothing until the next image."""
+        if self.view is not None:
+            self.grown = None
+            self._image.clear()
+            self._write()
+
+    def scale_brightness(self, factor: float) -> None:
+        """Show it so much brighter."""
+        self._brightness *= factor
+        if self.grown is not None:
+            self._draw()
+
+    def _draw(self) -> None:
+        grown = self.grown
+        if grown is None:
+            return
+        white = grown.white / math.sqrt(self._brightness)  # the pixels are square roots
+        if grown.z_step is None:
+            self._image.setLookupTable(_HEAT_RGB)
+            self._image.setImage(grown.pixels, autoLevels=False, levels=(0, white))
+            return
+        bright = np.minimum(grown.pixels * np.float32(1 / white), 1)
+        bright[grown.z_step == 255] = 0
+        colour = _Z_RGB[np.minimum(grown.z_step.astype(np.intp) * _Z_COLOURS // 255, _Z_COLOURS - 1)]
+        self._image.setLookupTable(None)
+        self._image.setImage((colour * bright[..., None]).astype(np.uint8), autoLevels=False, levels=(0, 255))
+
+    def _follow(self) -> None:
+        """Show the same place at the same zoom as the camera's view."""
+        self.view.setRange(self._beside.viewRect(), padding=0)
+        self._scale_bar.place(self._pixel_size_um)
+
+    def _write(self) -> None:
+        if self.grown is None:
+            self._text.setText("super-resolution: waiting")
+            self._text.setToolTip("")
+            return
+        edge = self.grown.camera_px
+        fine = f"1/{1 / edge:.3g} px" if self._pixel_size_um is None else f"{1e3 * edge * self._pixel_size_um:.3g} nm"
+        note = "  (coarser than asked for)" if self.grown.note else ""
+        self._text.setText(f"super-resolution: {self.grown.n_localisations} localisations, pixels of {fine}{note}")
+        self._text.setToolTip(self.grown.note)
+
+
 class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyped through pyqtgraph
     """The window of the live view.
 
@@ -561,6 +701,7 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         """Whether the pipeline said that the run ended."""
         self.frozen = False
         self._status: Status | None = None
+        self._emitters: Emitters | None = None
         self._tails = Tails()
         self._levels: tuple[float, float] | None = None
         self._levels_automatic = True
@@ -582,6 +723,7 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
             QtCore.Qt.Key.Key_0: self.automatic_levels,
             QtCore.Qt.Key.Key_Up: lambda: self._scale_levels(1 / 1.25),
             QtCore.Qt.Key.Key_Down: lambda: self._scale_levels(1.25),
+            QtCore.Qt.Key.Key_C: self.clear_emitters,
             QtCore.Qt.Key.Key_R: self.toggle_rings,
             QtCore.Qt.Key.Key_T: lambda: self._curve.setVisible(not self._curve.isVisible()),
             QtCore.Qt.Key.Key_F: self._view.enableAutoRange,
@@ -623,16 +765,25 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         now_s = time.monotonic()
         self._note_harm(message.status, now_s)
         self._status = message.status
+        if message.emitters is not None:
+            self._take_emitters(message)
         self.ended = isinstance(message, Notice) and message.kind == "end"
         if isinstance(message, Notice):
             self.show_status()
             return
         self._arrived_s = now_s
         self.n_pictures += 1
-        self._tails.add(message)
+        if message.emitters is None:  # emitters blink: they go nowhere
+            self._tails.add(message)
         if not self.frozen:
             self._newest = message
             self._show_newest()
+
+    def clear_emitters(self) -> None:
+        """Begin a new super-resolution image, in the process of the run."""
+        if self._emitters is not None:
+            self._stream.clear_emitters()
+            self._grown.empty()
 
     def toggle_freeze(self) -> None:
         """Hold the picture, or go on with the newest one."""
@@ -699,12 +850,14 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         message, until_s = self._flash
         self._info.setText(message if now_s < until_s else self._picture_text())
         if self._status is not None:
-            self._line.setText(status_html(self._status, losing=now_s - self._harm[1] < 5.0))
+            self._line.setText(status_html(self._status, losing=now_s - self._harm[1] < 5.0, emitters=self._emitters))
 
     def keyPressEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
         """Do what `HELP` says."""
         action = self._keys.get(event.key())
-        if action is None:
+        if event.modifiers() & QtCore.Qt.KeyboardModifier.ShiftModifier and event.key() in _BRIGHTER:
+            self._grown.scale_brightness(_BRIGHTER[event.key()])
+        elif action is None:
             super().keyPressEvent(event)
         else:
             action()
@@ -724,6 +877,19 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         transform = self._graphics.viewportTransform()
         point = transform.map(on_scene)
         return point.y() + corner.y(), point.x() + corner.x()
+
+    def _take_emitters(self, message: Picture | Notice) -> None:
+        """Show how many emitters there are, and the super-resolution image if it came along."""
+        if self._emitters is None:
+            for rings in (self._halos, self._rings, self._doubtful_rings):
+                rings.setSymbol(_cross())
+            self._rings.setPen(pg.mkPen(*RING_RGB, width=1.5))
+            self._halos.setPen(pg.mkPen(0, 0, 0, 140, width=3.5))
+            self._help.setText(_help_html(HELP[:-2] + EMITTER_HELP + HELP[-2:]))
+            self._grown.show()
+        self._emitters = message.emitters
+        if message.grown is not None and not self.frozen:
+            self._grown.take(message.grown, None if message.emitters is None else message.emitters.pixel_size_um)
 
     def _show_newest(self) -> None:
         """Show what is chosen of the newest picture: the hologram now, what is computed as soon as it is there."""
@@ -783,15 +949,24 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
             return
         screen_px = self._view.viewPixelSize()[0]
         ring_px = min(max(self._diameter_px / screen_px, _SMALLEST_RING_PX), _LARGEST_RING_PX)
+        crosses = picture.emitters is not None
+        if crosses:
+            ring_px = min(max(_CROSS_CAMERA_PX / screen_px, _SMALLEST_CROSS_PX), _LARGEST_CROSS_PX)
         finite, doubtful = np.isfinite(picture.y_px) & np.isfinite(picture.x_px), doubtful_rows(picture)
-        self._set_rings(self._halos, finite & (doubtful | (picture.z_um is not None)), ring_px)
+        self._set_rings(self._halos, finite & (doubtful | crosses | (picture.z_um is not None)), ring_px)
         self._set_rings(self._rings, finite & ~doubtful, ring_px)
         self._set_rings(self._doubtful_rings, finite & doubtful, ring_px)
         if not self.frozen:
             y_px, x_px = self._tails.curve()
             self._curve.setData(x=x_px, y=y_px, connect="finite")
-        self._scale_bar.place(picture.pixel_size_um)
+        self._scale_bar.place(self._pixel_size_um(picture))
         self._draw_label(picture, ring_px)
+
+    @staticmethod
+    def _pixel_size_um(picture: Picture) -> float | None:
+        """Return the edge of a camera pixel, the model's where the frame has none."""
+        of_model = None if picture.emitters is None else picture.emitters.pixel_size_um
+        return of_model if picture.pixel_size_um is None else picture.pixel_size_um
 
     def _set_rings(self, rings: Any, rows: NDArray[np.bool_], size: float) -> None:
         """Put rings of one kind on some rows of the picture; trusted ones have the colour of their z."""
@@ -824,7 +999,9 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         else:
             low, high = (f"{z_um:+g}" for z_um in plane.picture.z_range_um or _Z_RANGE_UM)
             note = "" if plane.picture.flags is None else "  dashed: doubtful"
-            self._z_legend.explain(_Z_RGB, "particles at z", low, f"{high} µm", note)
+            self._z_legend.explain(
+                _Z_RGB, f"{'particles' if self._emitters is None else 'emitters'} at z", low, f"{high} µm", note
+            )
         low, high = (f"{level:.2f}" for level in levels)
         if plane.mode == "hologram":
             self._plane_legend.hide()
@@ -900,7 +1077,9 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         # Not self.screen(): PySide6 ties the screen to the window, and the next use after the window is gone crashes.
         room = QtGui.QGuiApplication.primaryScreen().availableSize() * 0.85
         around = self.height() - self._graphics.height()
-        scale = min(room.width() / width, (room.height() - around) / height, max(1.0, 820 / max(height, width)))
+        if picture.emitters is not None:
+            width *= 2  # the super-resolution image beside it
+        scale = min(room.width() / width, (room.height() - around) / height, max(1.0, 820 / max(picture.frame_shape)))
         self.resize(min(room.width(), max(_WIDTH_PX, round(width * scale))), round(height * scale) + around)
 
     def _build(self) -> None:
@@ -931,6 +1110,7 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         self._view.addItem(self._image)
         for item in (self._curve, self._halos, self._rings, self._doubtful_rings):
             self._view.addItem(item, ignoreBounds=True)
+        self._grown = GrownView(self._graphics, self._view, self.clear_emitters)
         self._scale_bar = ScaleBar(self._view)
         self._label = ParticleLabel(self._view)
         self._graphics.scene().sigMouseClicked.connect(self._clicked)
@@ -963,12 +1143,14 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         column.setSpacing(0)
         column.addWidget(_bar(self._name, self._info, stretch=0))
         column.addWidget(self._controls)
+        column.addWidget(self._grown.bar)
         column.addWidget(self._graphics, 1)
         column.addWidget(self._legends)
         column.addWidget(_bar(self._badge, self._line, stretch=1))
         self.setCentralWidget(central)
 
 
+_BRIGHTER = {QtCore.Qt.Key.Key_Up: 1.25, QtCore.Qt.Key.Key_Down: 1 / 1.25}
 _WINDOW_STYLE = f"""
 QMainWindow {{ background: {_BACKGROUND}; }}
 QWidget#bar {{ background: {_PANEL}; }}
@@ -1009,6 +1191,15 @@ class _Panel(QtWidgets.QLabel):  # type: ignore[misc]  # Qt comes untyped throug
         self.ensurePolished()
         self.adjustSize()
         super().showEvent(event)
+
+
+def _cross() -> Any:
+    """Return the mark of an emitter, 1 x 1: rings would hide what lies between dense ones."""
+    path = QtGui.QPainterPath()
+    for x, y in ((0.5, 0.0), (0.0, 0.5)):
+        path.moveTo(-x, -y)
+        path.lineTo(x, y)
+    return path
 
 
 def _help_html(rows: Sequence[tuple[str, str]]) -> str:

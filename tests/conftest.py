@@ -97,3 +97,104 @@ def hologram_lab(tmp_path_factory):
     learned = np.argmin(np.hypot(truth.y_px - y - height / 2, truth.x_px - x - width / 2))
     offset_um = card.quality["particle_z_um"] - float(truth.z_um[learned])
     return HologramLab(path, trained, reference, scene, offset_um)
+
+
+@dataclass(frozen=True)
+class ShotLab:
+    """A model file for single molecules, and the simulated microscope that it was trained on."""
+
+    path: Path
+    trained: Any
+    snap: Any
+    """The frame it learned from."""
+    scene: str
+    """Source of more such frames, to be continued with `&seed=..`."""
+
+
+@pytest.fixture(scope="session")
+def shot_lab(tmp_path_factory):
+    """A small model trained on one frame of single molecules for a few hundred steps; never written to."""
+    pytest.importorskip("torch", reason="needs oneframe[train]")
+    from oneframe.acquisition import open_source
+    from oneframe.export import export
+    from oneframe.trainer import train
+
+    scene = "sim:emitters?width=96&height=96&density_um2=1"
+    snap = open_source(f"{scene}&seed=3").read(5.0)
+    small = {"channels": 16, "blocks": 2, "crops": 8, "steps": 450}
+    trained = train(snap.pixels, method="shot", seed=1, pixel_size_um=0.1, source="snap.tif", offset=100.0, **small)
+    path = tmp_path_factory.mktemp("shot") / "molecules.onnx"
+    export(trained, path)
+    return ShotLab(path, trained, snap, scene)
+
+
+@dataclass(frozen=True)
+class LivelyGraph:
+    """The graph of an untrained network that finds a lot, and its file."""
+
+    path: Path
+    graph: Any
+    world: Any
+
+
+@pytest.fixture(scope="session")
+def lively_graph():
+    """Make graphs whose scores lie about 0.5, and their worlds, from settings of `ShotSettings`."""
+    pytest.importorskip("torch", reason="needs oneframe[train]")
+    import torch
+
+    from oneframe.acquisition.emitters import EmitterCamera
+    from oneframe.acquisition.psf import GaussianPsf, Width
+    from oneframe.trainer.emitter_crops import EmitterWorld
+    from oneframe.trainer.shot_graph import ShotGraph
+    from oneframe.trainer.shot_network import ShotNetwork, ShotSettings
+
+    def make(*, has_z: bool = False, **settings: Any) -> tuple[Any, Any]:
+        psf = GaussianPsf.flat(1.3)
+        if has_z:
+            psf = GaussianPsf(Width(1.3, 0.25, 0.4), Width(1.3, -0.25, 0.4), (-0.4, 0.4))
+        n_frames = settings.get("n_frames", 1)
+        world = EmitterWorld(psf, EmitterCamera(), 3000.0, (15.0, 40.0), (0.005, 0.05), n_frames=n_frames)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            network = ShotNetwork(world, ShotSettings(channels=8, blocks=1, **settings))
+            with torch.no_grad():
+                network.head[2].weight.mul_(100)
+                network.head[2].bias[0] = 0.0
+                if settings.get("refinements"):
+                    torch.nn.init.normal_(network.correction.weight, std=0.1)
+        return ShotGraph(network, sigma_scale=1.1, sigma_z_scale=1.2), world
+
+    return make
+
+
+def _exported(tmp_path_factory: Any, graph: Any, world: Any, scene: str) -> LivelyGraph:
+    import numpy as np
+
+    from oneframe.acquisition import open_source
+    from oneframe.export import TrainedModel, export
+    from oneframe.runtime import ModelCard
+
+    source = open_source(scene)
+    n_frames = world.n_frames
+    frames = np.stack([source.read(5.0).pixels for _ in range(n_frames)])
+    normalisation = {"offset": 100.0, "scale": 1.34, "missing": world.missing}
+    card = ModelCard("shot", "uint16", n_frames, graph.columns, 0.5, 3.0, normalisation, pixel_size_um=0.1)
+    path = tmp_path_factory.mktemp("lively") / "lively.onnx"
+    export(TrainedModel(graph, card, frames if n_frames > 1 else frames[0]), path)
+    return LivelyGraph(path, graph, world)
+
+
+@pytest.fixture(scope="session")
+def window_file(tmp_path_factory, lively_graph):
+    """A graph with one refinement that looks at three frames; never written to."""
+    graph, world = lively_graph(n_frames=3, refinements=1)
+    return _exported(tmp_path_factory, graph, world, "sim:emitters?width=48&height=40&density_um2=1")
+
+
+@pytest.fixture(scope="session")
+def astigmatic_file(tmp_path_factory, lively_graph):
+    """A graph with two refinements that tells z; never written to."""
+    graph, world = lively_graph(has_z=True, refinements=2)
+    scene = "sim:emitters?width=48&height=40&density_um2=1&astigmatism_um=0.25"
+    return _exported(tmp_path_factory, graph, world, scene)

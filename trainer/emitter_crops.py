@@ -46,6 +46,18 @@ class EmitterWorld:
     gain_spread: float = 0.03
     offset_spread: float = 1.0
     """Half width, photoelectrons."""
+    missing_share: float = 0.1
+    """Of the crops of several frames, those that lack some of the first, as at the start of a run and after a gap."""
+
+    @property
+    def level(self) -> float:
+        """Middle of the background on a logarithmic scale, photoelectrons per pixel."""
+        return math.sqrt(self.background[0] * self.background[1])
+
+    @property
+    def missing(self) -> float:
+        """Counts, everywhere, of what stands for a frame that is missing: no emitters, the middle of the background."""
+        return float(np.clip(np.rint(self.camera.offset + self.camera.gain * self.level), 0, 65535))
 
     @property
     def margin_px(self) -> int:
@@ -54,10 +66,11 @@ class EmitterWorld:
         return math.ceil(_MARGIN_SIGMAS * max(float(sigma.max()) for sigma in self.psf.sigmas(z_um)))
 
     def exactly(self, density_px: float) -> EmitterWorld:
-        """Return the world as it was read off the frame, without spread, at one density."""
+        """Return the world as it was read off the frame, without spread, at one density; no frame is missing."""
+        on_frames = math.sqrt(self.on_frames[0] * self.on_frames[1])
         return EmitterWorld(
             self.psf, self.camera, self.photons, self.background, (density_px, density_px), self.photons_cv,
-            (1.0, 1.0), self.n_frames, 0.0, 0.0, 0.0, 0.0, 0.0,
+            (on_frames, on_frames), self.n_frames, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
         )  # fmt: skip
 
 
@@ -113,11 +126,16 @@ def draw_crops(world: EmitterWorld, n_crops: int, size_px: int, rng: np.random.G
         shift = world.offset_spread * rng.uniform(-1, 1, n_crops) * camera.gain
         counts = camera.offset + (counts - camera.offset) * gain[:, None, None, None] + shift[:, None, None, None]
 
+    counts = np.clip(np.rint(counts), 0, 65535)
+    if world.n_frames > 1:
+        n_missing = rng.integers(1, world.n_frames, n_crops) * (rng.random(n_crops) < world.missing_share)
+        counts[np.arange(world.n_frames) < n_missing[:, None]] = world.missing
+
     edge = size_px - 0.5
     inside = (y_px >= -0.5) & (y_px < edge) & (x_px >= -0.5) & (x_px < edge)
     seen = filled & inside & (photons[-1] >= LEAST_LIGHT * world.photons)
     return EmitterCrops(
-        torch.from_numpy(np.clip(np.rint(counts), 0, 65535).astype(np.float32)),
+        torch.from_numpy(counts.astype(np.float32)),
         torch.from_numpy(background),
         np.nonzero(seen)[0],
         np.stack([y_px[seen], x_px[seen], z_um[seen]], -1),

@@ -119,7 +119,7 @@ def world_of(frame: EmitterFrame, psf: GaussianPsf | None, n_frames: int) -> Emi
         background=(max(least, 0.1), max(most, 0.1)),
         density_px=(min(low, frame.density_px), max(high, 2 * frame.density_px)),
         photons_cv=frame.photons_cv,
-        on_frames=(0.7 * frame.on_frames, 1.6 * frame.on_frames) if math.isfinite(frame.on_frames) else (1e3, 1e3),
+        on_frames=(frame.on_frames / 1.5, 1.5 * frame.on_frames) if math.isfinite(frame.on_frames) else (1e3, 1e3),
         n_frames=n_frames,
         psf_spread=float(np.clip(2 * width_error, 0.03, 0.1)),
     )
@@ -181,7 +181,7 @@ def _completed(
     with torch.no_grad():
         on_frame = graph(torch.from_numpy(np.ascontiguousarray(seen)), torch.tensor(best.threshold))[0]
     low, high = world.psf.z_range_um
-    advice, sentence = _advice(frame, best, len(on_frame) / (height * width))
+    advice, sentence = _advice(frame, best, len(on_frame) / (height * width), _other_gain(image, frame))
     card = ModelCard(
         method="shot",
         input_dtype=image.dtype.name,
@@ -222,11 +222,10 @@ def _completed(
 def _seen(image: NDArray[Any], n_frames: int, missing: float) -> NDArray[Any]:
     """Return what the graph takes of the last frame: (H, W), or (F, H, W) filled where the stack is shorter."""
     stack = image[None] if image.ndim == 2 else image[-n_frames:]
-    if n_frames == 1:
-        return stack[0]
     filled = np.full((n_frames, *stack.shape[1:]), missing).astype(image.dtype)
     filled[n_frames - len(stack) :] = stack
-    return filled
+    seen: NDArray[Any] = filled if n_frames > 1 else filled[0]
+    return seen
 
 
 def scored(graph: ShotGraph, world: EmitterWorld, seed: int, *, n_frames: int = 24) -> LocalisationScore:
@@ -282,8 +281,27 @@ def expected(score: LocalisationScore, density_px: float) -> Expected:
     )  # fmt: skip
 
 
-def _advice(frame: EmitterFrame, best: Expected, found_px: float) -> tuple[str, str]:
+def _other_gain(image: NDArray[Any], frame: EmitterFrame) -> float | None:
+    """Return the gain that the frame's noise tells where quite another one was given, counts per photoelectron."""
+    if frame.origins["gain"] != "given":
+        return None
+    try:
+        own = read_emitter_frame(
+            image, offset=frame.offset, read_noise=frame.read_noise, em_gain=frame.em_gain or None,
+            psf_sigma_px=frame.psf_sigma_px,
+        )  # fmt: skip
+    except ValueError:
+        return None
+    return own.gain if abs(own.gain - frame.gain) > 0.3 * frame.gain + 5 * own.errors["gain"] else None
+
+
+def _advice(frame: EmitterFrame, best: Expected, found_px: float, other_gain: float | None) -> tuple[str, str]:
     """Return `green`, `amber` or `red` and one plain sentence."""
+    if other_gain is not None:  # as many emitters are found with it, but photons and errors are wrong
+        return "red", (
+            f"The noise of the frame tells {other_gain:.3g} counts per photoelectron, {frame.gain:.3g} were given: "
+            "photons and uncertainties will be wrong by as much; correct --gain, or leave it out."
+        )
     ratio = found_px / (best.recall / max(best.precision, 1e-9) * frame.density_px)
     if not 0.5 < ratio < 2:
         return "red", (

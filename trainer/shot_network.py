@@ -60,6 +60,10 @@ class ShotSettings:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be {low} or more, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate:g}")
+        if not self.background_weight >= 0:
+            raise ValueError(f"background_weight must be 0 or more, got {self.background_weight:g}")
         if self.crop_px % CELL_PX or self.crops % 2:
             raise ValueError(f"crop_px and crops must be even, got {self.crop_px} and {self.crops}")
         if self.refinements > 2 or self.n_frames > 5:

@@ -12,9 +12,11 @@ import zmq
 
 from oneframe.acquisition import Frame
 from oneframe.runtime.account import Status
+from oneframe.runtime.density import Emitters
 from oneframe.runtime.detections import Detections, Tracks
 from oneframe.runtime.display import (
     DisplaySink,
+    GrownImage,
     Notice,
     Picture,
     PictureStream,
@@ -28,6 +30,7 @@ from oneframe.runtime.display import (
 )
 from oneframe.runtime.optics import Optics
 from oneframe.runtime.seams import Analysed, Missed
+from oneframe.runtime.super_resolution import SuperResolution
 
 STATUS = Status(
     camera_fps=98.4,
@@ -457,3 +460,122 @@ def test_the_end_is_told_even_after_a_burst(sink, stream):
     while isinstance(message, Picture):
         message = stream.read(10)
     assert message == Notice("end", STATUS)
+
+
+def blinking(index: int, n=30, shape=(48, 64), *, z=False) -> Analysed:
+    """Return a frame with emitters at random places, each as precise as 0.2 px."""
+    rng = np.random.default_rng(index)
+    plain = analysed(noise(shape), rng.uniform(0, shape[0] - 1, n), rng.uniform(0, shape[1] - 1, n), index=index)
+    sigma = np.full(n, 0.2, np.float32)
+    height = np.linspace(-0.4, 0.4, n, dtype=np.float32) if z else None
+    found = replace(plain.tracks.detections, sigma_y_px=sigma, sigma_x_px=sigma, z_um=height)
+    return replace(plain, tracks=replace(plain.tracks, detections=found))
+
+
+def grown(*frames: Analysed, with_z=False) -> SuperResolution:
+    made = SuperResolution((48, 64), with_z=with_z)
+    for one in frames:
+        found = one.tracks.detections
+        made.add(found.y_px, found.x_px, found.sigma_y_px, found.sigma_x_px, found.z_um)
+    return made
+
+
+@pytest.mark.parametrize("z", [False, True])
+def test_a_super_resolution_image_survives_the_wire_with_pictures_and_notices(z):
+    image = GrownImage.of(grown(blinking(0, z=z), with_z=z), (-0.4, 0.4))
+    emitters = Emitters(30, 22.5, 9.8, float("nan"), 0.1)
+    for sent in (picture(emitters=emitters, grown=image), Notice("end", STATUS, emitters, image)):
+        got = decode_message(encode_picture(sent) if isinstance(sent, Picture) else encode_notice(sent))
+        np.testing.assert_array_equal(got.grown.pixels, image.pixels)
+        assert (got.grown.z_step is None) == (not z)
+        if z:
+            np.testing.assert_array_equal(got.grown.z_step, image.z_step)
+            assert {0, 254, 255} <= set(np.unique(image.z_step))
+        assert (got.grown.camera_px, got.grown.white, got.grown.n_localisations) == (1 / 8, image.white, 30)
+        assert replace(got.emitters, precision_px=0.0) == replace(emitters, precision_px=0.0)
+        assert np.isnan(got.emitters.precision_px)
+
+
+def test_what_is_sent_of_a_super_resolution_image_is_its_square_root():
+    made = grown(blinking(0))
+    image = GrownImage.of(made, None)
+    assert image.pixels.max() == 65535
+    np.testing.assert_allclose((image.pixels / 65535.0) ** 2 * made.image.max(), made.image, atol=1e-4)
+    assert GrownImage.of(grown(), None).pixels.max() == 0
+
+
+@pytest.mark.parametrize("change", [{"shape": [1, 1]}, {"white": 0}, {"camera_px": 0}, {"shape": [9999, 9999]}, None])
+def test_a_damaged_super_resolution_image_is_refused(change):
+    message = encode_picture(picture(grown=GrownImage.of(grown(blinking(0)), None)))
+    length = struct.unpack_from("<I", message)[0]
+    header = json.loads(message[4 : 4 + length])
+    if change is None:
+        header["grown"]["with_z"] = True  # more than there is
+    else:
+        header["grown"] |= change
+    text = json.dumps(header).encode()
+    with pytest.raises(ValueError, match="got a damaged one"):
+        decode_message(struct.pack("<I", len(text)) + text + message[4 + length :])
+
+
+def read_until(stream, condition, timeout_s=10.0):
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        message = stream.read(0.05)
+        if message is not None and condition(message):
+            return message
+    raise AssertionError("waited in vain")
+
+
+def test_no_localisation_is_missing_from_the_image_however_few_pictures_are_shown():
+    sink = DisplaySink(status=lambda: STATUS, max_fps=5, emitters=True)
+    stream = PictureStream(sink.address)
+    try:
+        for index in range(100):  # half of them before anybody looks
+            if index == 50:
+                assert sink.wait_for_view(10)
+            sink.write(blinking(index))
+        assert sink.n_published < 10
+        sink.close()
+        end = read_until(stream, lambda message: isinstance(message, Notice))
+        assert end.kind == "end"
+        assert end.grown.n_localisations == 100 * 30
+        expected = GrownImage.of(grown(*map(blinking, range(100))), None)
+        np.testing.assert_allclose(end.grown.pixels.astype(int), expected.pixels.astype(int), atol=2)
+        assert end.emitters.n == 30
+    finally:
+        stream.close()
+        sink.close()
+
+
+def test_a_view_can_begin_the_image_anew_and_stays_connected():
+    sink = DisplaySink(status=lambda: STATUS, max_fps=1e6, emitters=True)
+    stream = PictureStream(sink.address)
+    try:
+        assert sink.wait_for_view(10)
+        sink.write(blinking(0))
+        assert read_until(stream, lambda message: message.grown is not None).grown.n_localisations == 30
+        for _ in range(2):
+            stream.clear_emitters()
+            deadline_s = time.monotonic() + 10
+            while sink._grown.n_localisations:  # the wish is on its way
+                sink._is_viewed()
+                assert time.monotonic() < deadline_s
+            sink.write(blinking(1))
+            assert read_until(stream, lambda message: message.grown is not None).grown.n_localisations == 30
+            assert sink.wait_for_view(0)
+    finally:
+        stream.close()
+        sink.close()
+
+
+def test_frames_of_another_size_begin_a_new_image_and_models_without_errors_have_none():
+    sink = DisplaySink(status=lambda: STATUS, emitters=True)
+    try:
+        sink.write(analysed(noise(), [1.0], [2.0]))
+        assert sink._grown_image() is None
+        sink.write(blinking(0))
+        sink.write(blinking(1, shape=(40, 40)))
+        assert (sink._grown_image().n_localisations, sink._grown.frame_shape) == (30, (40, 40))
+    finally:
+        sink.close()

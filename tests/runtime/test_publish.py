@@ -106,3 +106,21 @@ def test_a_wrong_or_taken_address_is_explained():
     with pytest.raises(OSError, match="take another port"):
         PublishDetections(first.address)
     first.close()
+
+
+def test_a_line_of_emitters_tells_how_dense_and_how_precise_they_are():
+    one = np.ones(4, np.float32)
+    found = Detections(one, one, 0.5 * one, photons=900 * one, sigma_y_px=0.1 * one, sigma_x_px=0.1 * one)
+    tracks = Tracks(found, np.arange(4, dtype=np.int64))
+    told = json.loads(line_of(Analysed(Frame(IMAGE, 0, 1.7e9, 0.1), tracks, 0.01, 0.0)))
+    assert (told["n_emitters"], told["expected_emitters"]) == (4, 2)
+    assert told["density_um2"] == pytest.approx(4 / 0.64)
+    assert told["median_precision_nm"] == pytest.approx(10)
+    unknown = json.loads(line_of(Analysed(Frame(IMAGE, 0, 1.7e9), tracks, 0.01, 0.0)))
+    assert (unknown["density_um2"], unknown["median_precision_nm"]) == (None, None)
+    assert unknown["density_1000px2"] == pytest.approx(62.5)
+    empty = json.loads(
+        line_of(Analysed(Frame(IMAGE, 0, 1.7e9, 0.1), Tracks(found.rows(one < 0), tracks.track_id[:0]), 0.01, 0))
+    )
+    assert (empty["n_emitters"], empty["density_um2"], empty["median_precision_nm"]) == (0, 0, None)
+    assert "n_emitters" not in json.loads(line_of(result(0, [1.0])))

@@ -724,3 +724,94 @@ def test_colours_are_those_of_oklab_and_mean_what_they_should():
     assert (np.diff(z_colours() @ lightness) > -0.5).all()
     steps = z_steps(np.float32([-9, -5, 0, 5, 9]), Z_RANGE_UM)
     assert steps.tolist() == [0, 0, 32, 63, 63]
+
+
+def emitting(index=0, *, n=80, z=False) -> Analysed:
+    """Return a frame of 128 x 128 with emitters on a line, all of them known."""
+    rng = np.random.default_rng(index)
+    y = np.linspace(10, 110, n, dtype=np.float32)
+    x = np.float32(30) + y / 2
+    pixels = rng.poisson(20, (128, 128)).astype(np.uint16)
+    sigma = np.full(n, 0.15, np.float32)
+    height = np.linspace(-0.4, 0.4, n, dtype=np.float32) if z else None
+    found = Detections(y, x, np.ones(n, np.float32), sigma_y_px=sigma, sigma_x_px=sigma, z_um=height)
+    return Analysed(Frame(pixels, index, 1.5e9, 0.1), Tracks(found, np.arange(n, dtype=np.int64)), 0.012, 0.008)
+
+
+@pytest.fixture
+def emitter_view(qt):
+    """A window beside a sink of emitters."""
+    sink = DisplaySink(status=lambda: STATUS, max_fps=1e6, emitters=True, z_range_um=(-0.4, 0.4))
+    window = LiveWindow(PictureStream(sink.address), title="shot.onnx", diameter_px=4.0)
+    window.show()
+    wait_until(qt, lambda: sink.wait_for_view(0))
+    yield sink, window
+    window.close()
+    sink.close()
+
+
+def super_resolution_at(window, rgb, y_px, x_px) -> int:
+    """Return the brightest value of the super-resolution image within 1 px of the screen of a place of the camera."""
+    scene = window._grown.view.mapViewToScene(QtCore.QPointF(x_px, y_px))
+    corner = window._graphics.mapTo(window, QtCore.QPoint(0, 0))
+    row, column = round(scene.y() + corner.y()), round(scene.x() + corner.x())
+    return int(rgb[row - 1 : row + 2, column - 1 : column + 2].max())
+
+
+@pytest.mark.parametrize("z", [False, True])
+def test_emitters_have_crosses_and_the_super_resolution_image_beside_them_is_at_the_same_place(
+    qt, emitter_view, tmp_path, z
+):
+    sink, window = emitter_view
+    sink.write(emitting(z=z))
+    wait_until(qt, lambda: window._grown.grown is not None)
+    for _ in range(5):
+        qt.processEvents()
+    rgb = screenshot(window, tmp_path / "window.png")
+    for y_px in emitting().tracks.detections.y_px[[5, 40, 70]].tolist():
+        row, column = window.to_window_px(y_px, 30 + y_px / 2)
+        near = rgb[round(row) - 3 : round(row) + 4, round(column) - 3 : round(column) + 4]
+        assert (near.max(axis=2) - near.min(axis=2)).max() > 90  # coloured, not grey
+        assert super_resolution_at(window, rgb, y_px, 30 + y_px / 2) > 90
+        assert super_resolution_at(window, rgb, y_px, 60 + y_px / 2) < 20
+    assert "80 localisations" in window._grown._text.text()
+    assert "12.5 nm" in window._grown._text.text()
+    assert "density" in window._line.text()
+    assert "15.0" in window._line.text()  # nm
+
+
+def test_the_image_follows_the_cameras_zoom_and_is_cleared_by_a_key(qt, emitter_view):
+    sink, window = emitter_view
+    sink.write(emitting())
+    wait_until(qt, lambda: window._grown.grown is not None)
+    window._view.setRange(xRange=(40, 60), yRange=(30, 50), padding=0)
+    wait_until(qt, lambda: np.allclose(window._grown.view.viewRange(), window._view.viewRange(), atol=0.5))
+    QtTest.QTest.keyClick(window, QtCore.Qt.Key.Key_C)
+    assert window._grown.grown is None
+    assert "waiting" in window._grown._text.text()
+    wait_until(qt, lambda: sink._is_viewed() and sink._grown.n_localisations == 0)
+    sink.write(emitting(1))
+    wait_until(qt, lambda: window._grown.grown is not None)
+    assert window._grown.grown.n_localisations == 80
+
+
+def test_shift_and_an_arrow_brighten_the_super_resolution_image_only(qt, emitter_view):
+    sink, window = emitter_view
+    sink.write(emitting())
+    wait_until(qt, lambda: window._grown.grown is not None)
+    white, levels = window._grown._image.levels[1], window._levels
+    QtTest.QTest.keyClick(window, QtCore.Qt.Key.Key_Up, QtCore.Qt.KeyboardModifier.ShiftModifier)
+    assert window._grown._image.levels[1] < white
+    assert window._levels == levels
+
+
+def test_the_end_of_a_run_brings_the_last_emitters(qt, emitter_view):
+    sink, window = emitter_view
+    sink.write(emitting())
+    wait_until(qt, lambda: window.n_pictures == 1)
+    sink._due_s = np.inf  # no more pictures
+    for index in range(1, 20):
+        sink.write(emitting(index))
+    sink.close()
+    wait_until(qt, lambda: window.ended)
+    assert window._grown.grown.n_localisations == 20 * 80
