@@ -106,5 +106,6 @@ def _expected(figures: dict[str, Any], prefix: str, pixel_size_um: float | None)
     if figures.get(prefix + "bound_px"):
         text += f" (bound {length(figures[prefix + 'bound_px'])})"
     if figures.get(prefix + "rmse_z_um"):
-        text += f", z {1e3 * figures[prefix + 'rmse_z_um']:.0f} nm"
+        z_nm, bound_nm = (1e3 * figures[f"{prefix}{what}_z_um"] for what in ("rmse", "bound"))
+        text += f", z {z_nm:.0f} nm (bound {bound_nm:.0f} nm)"
     return text

@@ -290,7 +290,8 @@ class ParticleRefiner:
         if spheres:
             self._spheres = sphere_light(optics, *rings, *KNOWN)
             self._sphere_project = self._spheres.profile.T.astype(np.float32)  # (K, M)
-            self._sphere_power = self._spheres.profile**2 @ n_used
+            self._half_sphere_power = (self._spheres.profile**2 @ n_used / 2).astype(np.float32)
+            self._sphere_um3 = self._spheres.polarizability_um3.astype(np.float32)
 
     @classmethod
     def for_optics(
@@ -562,11 +563,15 @@ class ParticleRefiner:
         if self._spheres is None:
             return to_um3 * forward_um2, to_um3 * noise_um2 * np.sqrt(inverse[:, 0, 0])
         error_um2 = np.maximum(np.hypot(noise_um2, MODEL_ERROR * forward_um2), 1e-9)[:, None]
-        likelihood = ((sums_um2 @ self._sphere_project).astype(np.float64) - self._sphere_power / 2) / error_um2**2
-        likelihood = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
+        likelihood = sums_um2 @ self._sphere_project - self._half_sphere_power  # (N, M), float32: M is a thousand
+        likelihood -= likelihood.max(axis=1, keepdims=True)
+        likelihood *= (1 / error_um2**2).astype(np.float32)
+        np.exp(likelihood, out=likelihood)
         likelihood /= likelihood.sum(axis=1, keepdims=True)
-        alpha_um3 = likelihood @ self._spheres.polarizability_um3
-        variance = likelihood @ self._spheres.polarizability_um3**2 - alpha_um3**2
+        mean_um3 = likelihood @ self._sphere_um3
+        off_um3 = self._sphere_um3 - mean_um3[:, None]
+        alpha_um3 = mean_um3.astype(np.float64)
+        variance = np.einsum("nm,nm,nm->n", likelihood, off_um3, off_um3)
         unknown = np.where(likelihood @ self._spheres.largest > 0.5, np.nan, self._calibration)
         return unknown * alpha_um3, unknown * np.sqrt(np.maximum(variance, 0))
 

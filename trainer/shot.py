@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from oneframe.acquisition.psf import GaussianPsf
 from oneframe.export.trained import TrainedModel
 from oneframe.runtime.card import ModelCard
-from oneframe.runtime.detections import Detections
-from oneframe.runtime.localisation_score import LocalisationFigures, LocalisationScore
-from oneframe.trainer.emitter_crops import EmitterCrops, EmitterWorld, draw_crops
+from oneframe.trainer.emitter_crops import EmitterWorld, draw_crops
 from oneframe.trainer.emitter_frame import EmitterFrame, read_emitter_frame
 from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, fit, one_thread
 from oneframe.trainer.shot_graph import ShotGraph
 from oneframe.trainer.shot_loss import shot_loss
 from oneframe.trainer.shot_network import ShotNetwork, ShotSettings
+from oneframe.trainer.shot_trial import Expected, trial
 
 CROWDING = (0.0015, 0.1)
 """Emitters per squared sigma of the point spread function that every model is trained for: at 100 nm pixels and sigma
@@ -40,24 +39,6 @@ KNOWN_OF_FRAME = frozenset(
 )
 """What `train_shot` can be told in place of reading it off the frame."""
 _EXAMPLE_PX = 96
-_THRESHOLDS = tuple(np.round(np.arange(0.1, 0.86, 0.05), 2).tolist())
-_CALIBRATION_PX = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What simulated frames of one density say of a model."""
-
-    density_px: float
-    threshold: float
-    """Of the largest Jaccard index."""
-    jaccard: float
-    precision: float
-    recall: float
-    rmse_px: float
-    """Lateral, y and x together."""
-    within_sigma: float
-    rmse_z_um: float
 
 
 def train_shot(
@@ -157,23 +138,19 @@ def _completed(
 ) -> TrainedModel:
     """Calibrate threshold and uncertainties on simulated frames of the frame's own density, and sign the card."""
     graph = ShotGraph(network)
-    own = scored(graph, world.exactly(frame.density_px), seed)
-    best = expected(own, frame.density_px)
+    own = trial(graph, world.exactly(frame.density_px), seed)
+    best = own.expected()
     if best.jaccard < 0.3:
         raise ConvergenceError(
             f"expected to find most of the emitters of simulated frames like this one, got a Jaccard index of "
             f"{best.jaccard:.2f} after {settings.n_steps} steps; train for more --steps, or snap a frame with more "
             "photons or fewer emitters"
         )
-    lateral, axial = own.sigma_scales(best.threshold)
+    lateral, axial = own.score.sigma_scales(best.threshold)
     graph = ShotGraph(network, sigma_scale=lateral, sigma_z_scale=axial)
-    own = scored(graph, world.exactly(frame.density_px), seed + 1)
-    best = replace(expected(own, frame.density_px), threshold=best.threshold)
+    best = trial(graph, world.exactly(frame.density_px), seed + 1).expected(best.threshold)
     sigma2 = frame.psf_sigma_px**2
-    table = [
-        expected(scored(graph, world.exactly(crowding / sigma2), seed), crowding / sigma2)
-        for crowding in TABLE_CROWDING
-    ]
+    table = [trial(graph, world.exactly(crowding / sigma2), seed).expected() for crowding in TABLE_CROWDING]
     height, width = image.shape[-2:]
     top, left = max(0, (height - _EXAMPLE_PX) // 2), max(0, (width - _EXAMPLE_PX) // 2)
     seen = _seen(image, settings.n_frames, world.missing)
@@ -205,11 +182,16 @@ def _completed(
             "expected_precision": best.precision,
             "expected_recall": best.recall,
             "expected_rmse_px": best.rmse_px,
+            "expected_bound_px": best.bound_px,
             "errors_within_sigma": best.within_sigma,
             "advice": advice,
             "advice_sentence": sentence,
             "warnings": list(frame.notes),
-            **({"expected_rmse_z_um": best.rmse_z_um} if world.psf.has_z else {}),
+            **(
+                {"expected_rmse_z_um": best.rmse_z_um, "expected_bound_z_um": best.bound_z_um}
+                if world.psf.has_z
+                else {}
+            ),
             "detections_on_frame": len(on_frame),
             "by_density": [
                 {name: value for name, value in asdict(each).items() if not math.isnan(value)} for each in table
@@ -226,59 +208,6 @@ def _seen(image: NDArray[Any], n_frames: int, missing: float) -> NDArray[Any]:
     filled[n_frames - len(stack) :] = stack
     seen: NDArray[Any] = filled if n_frames > 1 else filled[0]
     return seen
-
-
-def scored(graph: ShotGraph, world: EmitterWorld, seed: int, *, n_frames: int = 24) -> LocalisationScore:
-    """Return the score of simulated frames of this world, which training has not seen."""
-    score = LocalisationScore(1.0, gate_px=_gate_px(world))
-    for k in range(n_frames):
-        crops = draw_crops(world, 1, _CALIBRATION_PX, np.random.default_rng([seed, 1, k]))
-        score.add(_Truth.of(crops), detections(graph, crops, _THRESHOLDS[0]))
-    return score
-
-
-def _gate_px(world: EmitterWorld) -> float:
-    """Return the challenge's 250 nm, in widths of the point spread function: 2.5 px at sigma 1.3 px."""
-    return 2.5 / 1.3 * world.psf.y.sigma_px
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Truth:
-    """Emitters of one crop, as `LocalisationScore` takes them."""
-
-    y_px: NDArray[np.float64]
-    x_px: NDArray[np.float64]
-    z_um: NDArray[np.float64] | None
-    photons: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, crops: EmitterCrops) -> _Truth:
-        """Take the one crop."""
-        y_px, x_px, z_um = crops.position.T
-        return cls(y_px, x_px, z_um, crops.photons)
-
-
-@torch.no_grad()
-def detections(graph: ShotGraph, crops: EmitterCrops, threshold: float) -> Detections:
-    """Return what the deployed graph finds in one crop."""
-    values = graph(crops.counts[0], torch.tensor(threshold))
-    return Detections(**{name: value.numpy() for name, value in zip(graph.columns, values, strict=True)})
-
-
-def expected(score: LocalisationScore, density_px: float) -> Expected:
-    """Return the figures at the highest threshold whose Jaccard index is within 0.01 of the largest.
-
-    The index is flat about its maximum, errors and false positives are fewer above it.
-    """
-    scan = score.scan(_THRESHOLDS)
-    largest = max(figures.jaccard for figures in scan)
-    best: LocalisationFigures = max(
-        (figures for figures in scan if figures.jaccard >= largest - 0.01), key=lambda figures: figures.threshold
-    )
-    return Expected(
-        density_px, best.threshold, best.jaccard, best.precision, best.recall, best.rmse_px, best.within_sigma,
-        best.rmse_z_um,
-    )  # fmt: skip
 
 
 def _other_gain(image: NDArray[Any], frame: EmitterFrame) -> float | None:

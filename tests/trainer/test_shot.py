@@ -70,7 +70,7 @@ def test_photons_and_background_are_those_of_the_scene(shot_lab):
         background += found.background.tolist()
     assert len(bright_true) > 50
     ratio = np.array(bright_found) / np.array(bright_true)
-    assert np.median(ratio) == pytest.approx(1, abs=0.12)
+    assert np.median(ratio) == pytest.approx(1, abs=0.2)  # of few steps: drawn towards the mean
     assert np.median(np.abs(ratio - np.median(ratio))) < 0.15
     assert 15 < np.median(background) < 40
 
