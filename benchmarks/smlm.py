@@ -214,10 +214,10 @@ class GaussianMle:
 class Shot:
     """An exported model; thresholds are looked for from `LOWEST_SCORE` on."""
 
-    def __init__(self, path: Path, name: str = "SHOT") -> None:
+    def __init__(self, path: Path, threshold: float | None = None, name: str = "SHOT") -> None:
         self.name = name
         self._model = load_graph(path, threshold=LOWEST_SCORE, threads=1)
-        self.threshold = self._model.card.threshold
+        self.threshold = self._model.card.threshold if threshold is None else threshold
 
     def find(self, movie: Movie) -> dict[str, tuple[Found, float]]:
         """Return what it found, and seconds per frame."""
@@ -397,6 +397,7 @@ def main() -> None:
     arguments.add_argument("--frames", type=int, default=48)
     arguments.add_argument("--held-out-seed", type=int, default=0, help="of the frames; no tuning has looked at 2026")
     arguments.add_argument("-o", "--output", type=Path)
+    arguments.add_argument("--threshold", type=float, help="of SHOT, in place of the one in the card")
     arguments.add_argument("--plot", type=Path)
     chosen = arguments.parse_args()
     if chosen.earlier:
@@ -421,7 +422,7 @@ def _measured(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
             if not paths[-1].exists():
                 training.append(trained(seed, paths[-1], chosen.steps))
                 print(f"seed {seed}: {training[-1]['training_s']:.0f} s", flush=True)
-    methods: list[Method] = [Shot(path) for path in paths]
+    methods: list[Method] = [Shot(path, chosen.threshold) for path in paths]
     methods.append(GaussianMle())
     if chosen.peer:
         methods.append(Picasso(chosen.peer))

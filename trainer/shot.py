@@ -21,11 +21,11 @@ from oneframe.export.trained import TrainedModel
 from oneframe.runtime.card import ModelCard
 from oneframe.trainer.emitter_crops import EmitterWorld, draw_crops
 from oneframe.trainer.emitter_frame import EmitterFrame, read_emitter_frame
-from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, fit, one_thread
+from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, TrainingCancelled, fit, one_thread
 from oneframe.trainer.shot_graph import ShotGraph
 from oneframe.trainer.shot_loss import shot_loss
 from oneframe.trainer.shot_network import ShotNetwork, ShotSettings
-from oneframe.trainer.shot_trial import Expected, trial
+from oneframe.trainer.shot_trial import Expected, Trial, trial
 
 CROWDING = (0.0015, 0.1)
 """Emitters per squared sigma of the point spread function that every model is trained for: at 100 nm pixels and sigma
@@ -84,7 +84,7 @@ def train_shot(
     world = world_of(frame, psf, settings.n_frames)
     with one_thread():
         network = trained_network(world, settings, seed, on_progress=on_progress, cancel=cancel)
-        return _completed(image, frame, world, network, settings, seed)
+        return _completed(image, frame, world, network, settings, seed, cancel)
 
 
 def world_of(frame: EmitterFrame, psf: GaussianPsf | None, n_frames: int) -> EmitterWorld:
@@ -135,10 +135,17 @@ def _completed(
     network: ShotNetwork,
     settings: ShotSettings,
     seed: int,
+    cancel: threading.Event | None,
 ) -> TrainedModel:
     """Calibrate threshold and uncertainties on simulated frames of the frame's own density, and sign the card."""
+
+    def on(density_px: float, seed: int) -> Trial:
+        if cancel is not None and cancel.is_set():
+            raise TrainingCancelled("stopped while the trained model was tried on simulated frames")
+        return trial(graph, world.exactly(density_px), seed)
+
     graph = ShotGraph(network)
-    own = trial(graph, world.exactly(frame.density_px), seed)
+    own = on(frame.density_px, seed)
     best = own.expected()
     if best.jaccard < 0.3:
         raise ConvergenceError(
@@ -148,9 +155,9 @@ def _completed(
         )
     lateral, axial = own.score.sigma_scales(best.threshold)
     graph = ShotGraph(network, sigma_scale=lateral, sigma_z_scale=axial)
-    best = trial(graph, world.exactly(frame.density_px), seed + 1).expected(best.threshold)
+    best = on(frame.density_px, seed + 1).expected(best.threshold)
     sigma2 = frame.psf_sigma_px**2
-    table = [trial(graph, world.exactly(crowding / sigma2), seed).expected() for crowding in TABLE_CROWDING]
+    table = [on(crowding / sigma2, seed).expected() for crowding in TABLE_CROWDING]
     height, width = image.shape[-2:]
     top, left = max(0, (height - _EXAMPLE_PX) // 2), max(0, (width - _EXAMPLE_PX) // 2)
     seen = _seen(image, settings.n_frames, world.missing)
