@@ -290,7 +290,7 @@ def bead_scene(url: SourceURL) -> BeadScene:
 
 
 def open_simulated(url: SourceURL) -> FrameSource:
-    """Open `sim:beads?frames=..&fps=..&seed=..` with every field of `BeadScene`, `sim:hologram` or `sim:emitters`."""
+    """Open `sim:beads?frames=..&fps=..` with every field of `BeadScene`, `sim:hologram`, `emitters` or `cells`."""
     if url.target == "hologram":
         from oneframe.acquisition.holograms import open_holograms
 
@@ -299,10 +299,14 @@ def open_simulated(url: SourceURL) -> FrameSource:
         from oneframe.acquisition.emitters import open_emitters
 
         return open_emitters(url)
+    if url.target == "cells":
+        from oneframe.acquisition.cells import open_cells
+
+        return open_cells(url)
     if url.target != "beads":
         raise SourceError(
-            f"expected sim:beads, sim:hologram or sim:emitters, got {url.text!r}; "
-            "other simulated samples are not built yet"
+            f"expected sim:beads, sim:hologram, sim:emitters or sim:cells, got {url.text!r}; "
+            "choose one of these simulated samples"
         )
     scene = bead_scene(url)
     n_frames = url.options.integer("frames", 0) or None

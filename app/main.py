@@ -51,7 +51,7 @@ _MOST_PLANES = 10_000
 """Of one range of refocused planes: more is a slip of the pen."""
 
 _SOURCE_HELP = (
-    "where frames come from: sim:beads, sim:hologram or sim:emitters[?seed=..&frames=..&fps=..] (simulated "
+    "where frames come from: sim:beads, sim:hologram, sim:emitters or sim:cells[?seed=..&frames=..&fps=..] (simulated "
     "microscope), demo: (Micro-Manager's DemoCamera), mm:CONFIG.cfg (own MMCore), micromanager: (a running "
     "Micro-Manager), zmq+tcp://HOST:PORT[?latest=1] (another process's serve; with ?server_key=FILE&client_key=FILE "
     "from another computer), or the path of a recording (TIFF, NPY, AVI, MP4, OME-Zarr, NDTiff, DAX, Picasso RAW, a "

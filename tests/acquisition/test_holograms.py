@@ -349,5 +349,5 @@ def test_pixels_that_break_the_sampling_law_are_told_in_the_log(caplog: pytest.L
 
 
 def test_another_sample_is_named_in_the_refusal() -> None:
-    with pytest.raises(SourceError, match="expected sim:beads, sim:hologram or sim:emitters, got 'sim:holograms'"):
+    with pytest.raises(SourceError, match=r"expected sim:beads, .*sim:emitters or sim:cells, got 'sim:holograms'"):
         open_source("sim:holograms")
