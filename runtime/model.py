@@ -170,6 +170,8 @@ def open_session(model: bytes, *, name: str, threads: int | None = None) -> ort.
         If the bytes are no complete ONNX model.
     """
     options = ort.SessionOptions()
+    # threads that wait by spinning take the core from camera, refinement and sinks
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # the overridable threshold is meant to be one
     if threads is not None:
         options.intra_op_num_threads = threads
