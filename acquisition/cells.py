@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.acquisition.emitters import EmitterCamera
-from oneframe.acquisition.frame import Frame
-from oneframe.acquisition.pace import Pace
-from oneframe.acquisition.source import EndOfStream, SourceError, SourceInfo, SourceURL
+from oneframe.acquisition.simulated_source import SimulatedSource, open_scene, scene_of
+from oneframe.acquisition.source import SourceError, SourceURL
 
 Array = NDArray[np.float64]
 Single = NDArray[np.float32]
@@ -781,49 +779,11 @@ def _dirt(shape: tuple[int, int], diameter_px: float, rng: np.random.Generator) 
     return dirt
 
 
-class SimulatedCells:
-    """`sim:cells` as a source.
-
-    With `fps` the frames come at that rate at most; without, each is made when it is asked for. No frame is ever
-    dropped here.
-    """
+class SimulatedCells(SimulatedSource[CellScene, CellTruth]):
+    """`sim:cells` as a source; a `CellLife` of its scene replays the truth."""
 
     def __init__(self, scene: CellScene, *, n_frames: int | None, fps: float, url: str) -> None:
-        self._movie = CellMovie(scene)
-        self._info = SourceInfo(url, live=fps > 0, n_frames=n_frames, pixel_size_um=scene.pixel_um)
-        self._pace = Pace(fps)
-        self._index = 0
-        self._closed = False
-
-    @property
-    def info(self) -> SourceInfo:
-        """What is known before the first frame."""
-        return self._info
-
-    @property
-    def scene(self) -> CellScene:
-        """What is simulated; a `CellLife` of it replays the truth."""
-        return self._movie.scene
-
-    def read(self, timeout_s: float) -> Frame | None:
-        """Return the next frame, or None if it is not due within `timeout_s` seconds."""
-        if self._closed or self._index == self._info.n_frames:
-            raise EndOfStream("all frames were made" if not self._closed else "closed", n_frames=self._index)
-        if not self._pace.wait(timeout_s):
-            return None
-        if self._index:
-            self._movie.advance()
-        frame = Frame(self._movie.expose(), self._index, time.time(), self._info.pixel_size_um)
-        self._index += 1
-        return frame
-
-    def truth(self) -> CellTruth:
-        """Return the cells of the frame read last."""
-        return self._movie.truth()
-
-    def close(self) -> None:
-        """Stop making frames."""
-        self._closed = True
+        super().__init__(CellMovie(scene), n_frames=n_frames, fps=fps, url=url, pixel_size_um=scene.pixel_um)
 
 
 def cell_scene(url: SourceURL) -> CellScene:
@@ -831,24 +791,9 @@ def cell_scene(url: SourceURL) -> CellScene:
     modality = url.options.text("modality", "fluorescence")
     if modality not in MODALITIES:
         raise SourceError(f"{url.text}: expected modality {', '.join(MODALITIES)}, got {modality!r}")
-    values: dict[str, Any] = {}
-    for name, default in asdict(CellScene.of(modality)).items():
-        if isinstance(default, str):
-            values[name] = modality
-        elif isinstance(default, int):
-            values[name] = url.options.integer(name, default)
-        else:
-            values[name] = url.options.number(name, default)
-    try:
-        return CellScene(**values)
-    except ValueError as exc:
-        raise SourceError(f"{url.text}: {exc}") from exc
+    return scene_of(CellScene.of(modality), url, given={"modality": modality})
 
 
 def open_cells(url: SourceURL) -> SimulatedCells:
     """Open `sim:cells?frames=..&fps=..&seed=..` and every field of `CellScene`."""
-    scene = cell_scene(url)
-    n_frames = url.options.integer("frames", 0) or None
-    fps = url.options.number("fps", 0.0, maximum=1e5)
-    url.options.finish()
-    return SimulatedCells(scene, n_frames=n_frames, fps=fps, url=url.text)
+    return open_scene(SimulatedCells, cell_scene(url), url)

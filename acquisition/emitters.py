@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oneframe.acquisition.frame import Frame
-from oneframe.acquisition.pace import Pace
 from oneframe.acquisition.psf import GaussianPsf, Width, render
-from oneframe.acquisition.source import EndOfStream, SourceError, SourceInfo, SourceURL
+from oneframe.acquisition.simulated_source import SimulatedSource, open_scene, scene_of
+from oneframe.acquisition.source import SourceURL
 
 Array = NDArray[np.float64]
 
@@ -416,71 +413,18 @@ class EmitterMovie:
         self.blinking.redraw()
 
 
-class SimulatedEmitters:
-    """`sim:emitters` as a source.
-
-    With `fps` the frames come at that rate at most; without, each is made when it is asked for. No frame is ever
-    dropped here.
-    """
+class SimulatedEmitters(SimulatedSource[EmitterScene, EmitterTruth]):
+    """`sim:emitters` as a source; an `EmitterBlinking` of its scene replays the truth."""
 
     def __init__(self, scene: EmitterScene, *, n_frames: int | None, fps: float, url: str) -> None:
-        self._movie = EmitterMovie(scene)
-        self._info = SourceInfo(url, live=fps > 0, n_frames=n_frames, pixel_size_um=scene.pixel_um)
-        self._pace = Pace(fps)
-        self._index = 0
-        self._closed = False
-
-    @property
-    def info(self) -> SourceInfo:
-        """What is known before the first frame."""
-        return self._info
-
-    @property
-    def scene(self) -> EmitterScene:
-        """What is simulated; an `EmitterBlinking` of it replays the truth."""
-        return self._movie.scene
-
-    def read(self, timeout_s: float) -> Frame | None:
-        """Return the next frame, or None if it is not due within `timeout_s` seconds."""
-        if self._closed or self._index == self._info.n_frames:
-            raise EndOfStream("all frames were made" if not self._closed else "closed", n_frames=self._index)
-        if not self._pace.wait(timeout_s):
-            return None
-        if self._index:
-            self._movie.advance()
-        frame = Frame(self._movie.expose(), self._index, time.time(), self._info.pixel_size_um)
-        self._index += 1
-        return frame
-
-    def truth(self) -> EmitterTruth:
-        """Return the emitters of the frame read last."""
-        return self._movie.truth()
-
-    def close(self) -> None:
-        """Stop making frames."""
-        self._closed = True
+        super().__init__(EmitterMovie(scene), n_frames=n_frames, fps=fps, url=url, pixel_size_um=scene.pixel_um)
 
 
 def emitter_scene(url: SourceURL) -> EmitterScene:
     """Read the scene out of `sim:emitters?...`, leaving `frames` and `fps` in the options."""
-    values: dict[str, Any] = {}
-    for name, default in asdict(EmitterScene()).items():
-        if isinstance(default, str):
-            values[name] = url.options.text(name, default)
-        elif isinstance(default, int):
-            values[name] = url.options.integer(name, default)
-        else:
-            values[name] = url.options.number(name, default, minimum=-1e6 if name.startswith("drift") else 0)
-    try:
-        return EmitterScene(**values)
-    except ValueError as exc:
-        raise SourceError(f"{url.text}: {exc}") from exc
+    return scene_of(EmitterScene(), url, signed=("drift_y_px", "drift_x_px"))
 
 
 def open_emitters(url: SourceURL) -> SimulatedEmitters:
     """Open `sim:emitters?frames=..&fps=..&seed=..` and every field of `EmitterScene`."""
-    scene = emitter_scene(url)
-    n_frames = url.options.integer("frames", 0) or None
-    fps = url.options.number("fps", 0.0, maximum=1e5)
-    url.options.finish()
-    return SimulatedEmitters(scene, n_frames=n_frames, fps=fps, url=url.text)
+    return open_scene(SimulatedEmitters, emitter_scene(url), url)

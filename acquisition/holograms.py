@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oneframe.acquisition.frame import Frame
 from oneframe.acquisition.mie import scattering_amplitudes
-from oneframe.acquisition.pace import Pace
-from oneframe.acquisition.source import EndOfStream, SourceError, SourceInfo, SourceURL
+from oneframe.acquisition.simulated_source import SimulatedSource, scene_of
+from oneframe.acquisition.source import SourceError, SourceURL
 
 logger = logging.getLogger(__name__)
 
@@ -425,6 +424,14 @@ class HologramCamera:
             electrons /= 2  # the two beams are equally bright
         return self._counts(electrons)
 
+    def advance(self) -> None:
+        """Move on to the next frame."""
+        self.motion.advance()
+
+    def truth(self) -> SphereTruth:
+        """Return the spheres of the current frame."""
+        return self.motion.truth()
+
     def _counts(self, electrons: NDArray[np.float32]) -> NDArray[np.uint16]:
         scene = self.scene
         top = 2**scene.bits - 1
@@ -434,8 +441,8 @@ class HologramCamera:
         return np.clip(np.rint(counts), 0, top).astype(np.uint16)
 
 
-class SimulatedHolograms:
-    """`sim:hologram` as a source.
+class SimulatedHolograms(SimulatedSource[HologramScene, SphereTruth]):
+    """`sim:hologram` as a source; a `SphereMotion` of its scene replays the truth.
 
     With `fps` the frames come at that rate at most, stamped by the host's clock; without, each is made when it is asked
     for, and stamped `dt_s` after the one before. No frame is ever dropped here. Metadata: `kind`, `wavelength_um`,
@@ -445,84 +452,45 @@ class SimulatedHolograms:
 
     def __init__(self, scene: HologramScene, *, n_frames: int | None, fps: float, url: str) -> None:
         self._camera = HologramCamera(scene)
-        self._info = SourceInfo(url, live=fps > 0, n_frames=n_frames, pixel_size_um=scene.frame_pixel_um)
-        self._metadata: dict[str, Any] = {
+        self._start_s = 0.0
+        metadata: dict[str, Any] = {
             "kind": scene.kind,
             "wavelength_um": scene.wavelength_um,
             "medium_index": scene.medium_index,
             "na": scene.na,
         }
         if scene.kind == "off-axis":
-            self._metadata["carrier_per_um"] = list(scene.carrier_per_um)
-        self._pace = Pace(fps)
-        self._index = 0
-        self._start_s = 0.0
-        self._closed = False
-
-    @property
-    def info(self) -> SourceInfo:
-        """What is known before the first frame."""
-        return self._info
-
-    @property
-    def scene(self) -> HologramScene:
-        """What is simulated; a `SphereMotion` of it replays the truth."""
-        return self._camera.scene
-
-    def read(self, timeout_s: float) -> Frame | None:
-        """Return the next frame, or None if it is not due within `timeout_s` seconds."""
-        if self._closed or self._index == self._info.n_frames:
-            raise EndOfStream("all frames were made" if not self._closed else "closed", n_frames=self._index)
-        if not self._pace.wait(timeout_s):
-            return None
-        if self._index:
-            self._camera.motion.advance()
-        pixels = self._camera.expose()
-        frame = Frame(pixels, self._index, self._time_s(), self._info.pixel_size_um, self._metadata)
-        self._index += 1
-        return frame
-
-    def truth(self) -> SphereTruth:
-        """Return where the spheres were in the frame read last."""
-        return self._camera.motion.truth()
+            metadata["carrier_per_um"] = list(scene.carrier_per_um)
+        super().__init__(
+            self._camera,
+            n_frames=n_frames,
+            fps=fps,
+            url=url,
+            pixel_size_um=scene.frame_pixel_um,
+            metadata=metadata,
+        )
 
     def field(self) -> NDArray[np.complex64]:
         """Return the exact field of the frame read last at half sampling, (H / 2, W / 2), without any noise."""
         return self._camera.field()
-
-    def close(self) -> None:
-        """Stop making frames."""
-        self._closed = True
 
     def _time_s(self) -> float:
         if self._info.live:
             return time.time()
         if not self._index:
             self._start_s = time.time()
-        return self._start_s + self._index * self._camera.scene.dt_s
+        return self._start_s + self._index * self.scene.dt_s
 
 
 def _scene(url: SourceURL, dt_s: float) -> HologramScene:
     """Read the scene out of the options; `dt_s` holds where they do not say it."""
-    values: dict[str, Any] = {}
-    signed = ("aberration", "carrier", "margin", "z_mid_um")
-    for field in fields(HologramScene):
-        default = dt_s if field.name == "dt_s" else field.default
-        minimum = -1e6 if field.name in signed else 0.0
-        if field.name == "kind":
-            values[field.name] = url.options.text(field.name, str(default))
-        elif isinstance(default, tuple):
-            values[field.name] = _numbers(url, field.name, url.options.text(field.name, _comma(default)), minimum)
-        elif isinstance(default, int):
-            values[field.name] = url.options.integer(field.name, default)
-        elif isinstance(default, float):
-            values[field.name] = url.options.number(field.name, default, minimum=minimum)
-        elif text := url.options.text(field.name, ""):
-            values[field.name] = _numbers(url, field.name, text, minimum)[0]
-    try:
-        return HologramScene(**values)
-    except ValueError as exc:
-        raise SourceError(f"{url.text}: {exc}") from exc
+    typical = HologramScene(dt_s=dt_s)
+    given: dict[str, Any] = {"diffusion": None}
+    if text := url.options.text("diffusion", ""):
+        given["diffusion"] = _numbers(url, "diffusion", text, 0.0)[0]
+    for name, minimum in (("radius_um", 0.0), ("index", 0.0), ("carrier", -1e6)):
+        given[name] = _numbers(url, name, url.options.text(name, _comma(getattr(typical, name))), minimum)
+    return scene_of(typical, url, signed=("aberration", "margin", "z_mid_um"), given=given)
 
 
 def _numbers(url: SourceURL, name: str, text: str, minimum: float) -> tuple[float, ...]:

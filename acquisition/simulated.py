@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oneframe.acquisition.frame import Frame
-from oneframe.acquisition.pace import Pace
-from oneframe.acquisition.source import EndOfStream, FrameSource, SourceError, SourceInfo, SourceURL
+from oneframe.acquisition.simulated_source import SimulatedSource, open_scene, scene_of
+from oneframe.acquisition.source import FrameSource, SourceError, SourceURL
 
 _OVERSAMPLING = 8
 """Samples per pixel of the bead table; cubic interpolation between them is exact to 1e-5 of the peak."""
@@ -228,65 +225,25 @@ class BeadCamera:
         counts += scene.offset
         return np.clip(np.rint(counts), 0, 65535).astype(np.uint16)
 
-
-class SimulatedBeads:
-    """`sim:beads` as a source.
-
-    With `fps` the frames come at that rate at most; without, each is made when it is asked for. No frame is ever
-    dropped here.
-    """
-
-    def __init__(self, scene: BeadScene, *, n_frames: int | None, fps: float, url: str) -> None:
-        self._camera = BeadCamera(scene)
-        self._info = SourceInfo(url, live=fps > 0, n_frames=n_frames, pixel_size_um=scene.pixel_um)
-        self._pace = Pace(fps)
-        self._index = 0
-        self._closed = False
-
-    @property
-    def info(self) -> SourceInfo:
-        """What is known before the first frame."""
-        return self._info
-
-    def read(self, timeout_s: float) -> Frame | None:
-        """Return the next frame, or None if it is not due within `timeout_s` seconds."""
-        if self._closed or self._index == self._info.n_frames:
-            raise EndOfStream("all frames were made" if not self._closed else "closed", n_frames=self._index)
-        if not self._pace.wait(timeout_s):
-            return None
-        if self._index:
-            self._camera.motion.advance()
-        pixels = self._camera.expose()
-        frame = Frame(pixels, self._index, time.time(), self._info.pixel_size_um)
-        self._index += 1
-        return frame
-
-    @property
-    def scene(self) -> BeadScene:
-        """What is simulated; a `BeadMotion` of it replays the truth."""
-        return self._camera.scene
+    def advance(self) -> None:
+        """Move on to the next frame."""
+        self.motion.advance()
 
     def truth(self) -> Truth:
-        """Return where the beads were in the frame read last."""
-        return self._camera.motion.truth()
+        """Return the beads of the current frame."""
+        return self.motion.truth()
 
-    def close(self) -> None:
-        """Stop making frames."""
-        self._closed = True
+
+class SimulatedBeads(SimulatedSource[BeadScene, Truth]):
+    """`sim:beads` as a source; a `BeadMotion` of its scene replays the truth."""
+
+    def __init__(self, scene: BeadScene, *, n_frames: int | None, fps: float, url: str) -> None:
+        super().__init__(BeadCamera(scene), n_frames=n_frames, fps=fps, url=url, pixel_size_um=scene.pixel_um)
 
 
 def bead_scene(url: SourceURL) -> BeadScene:
     """Read the scene out of `sim:beads?...`, leaving `frames` and `fps` in the options."""
-    values: dict[str, Any] = {}
-    for name, default in asdict(BeadScene()).items():
-        if isinstance(default, int):
-            values[name] = url.options.integer(name, default)
-        else:
-            values[name] = url.options.number(name, default, minimum=-1e6 if name.startswith("drift") else 0)
-    try:
-        return BeadScene(**values)
-    except ValueError as exc:
-        raise SourceError(f"{url.text}: {exc}") from exc
+    return scene_of(BeadScene(), url, signed=("drift_y_px", "drift_x_px"))
 
 
 def open_simulated(url: SourceURL) -> FrameSource:
@@ -308,8 +265,4 @@ def open_simulated(url: SourceURL) -> FrameSource:
             f"expected sim:beads, sim:hologram, sim:emitters or sim:cells, got {url.text!r}; "
             "choose one of these simulated samples"
         )
-    scene = bead_scene(url)
-    n_frames = url.options.integer("frames", 0) or None
-    fps = url.options.number("fps", 0.0, maximum=1e5)
-    url.options.finish()
-    return SimulatedBeads(scene, n_frames=n_frames, fps=fps, url=url.text)
+    return open_scene(SimulatedBeads, bead_scene(url), url)

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.acquisition import Frame
-from oneframe.runtime.card import ModelCard
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.model import OnnxModel, check_pixels
+from oneframe.runtime.wrapped_model import WrappedModel
 
 
-class WindowModel:
+class WindowModel(WrappedModel):
     """Shows the graph each frame together with those before it, oldest first; it tells what is in the last.
 
     Before the first frame, and where frames are missing, the graph sees an even image of the background instead, as it
@@ -31,27 +31,13 @@ class WindowModel:
     """
 
     def __init__(self, network: OnnxModel) -> None:
-        self._network = network
+        super().__init__(network)
         try:
             self._missing = float(network.card.normalisation["missing"])
         except KeyError as exc:
             raise ValueError("the model card lacks the counts of a missing frame; train the model again") from exc
         self._window: NDArray[Any] | None = None
         self._index: int | None = None
-
-    @property
-    def card(self) -> ModelCard:
-        """What the model says of itself."""
-        return self._network.card
-
-    @property
-    def threshold(self) -> float:
-        """Lowest score that is reported, 0..1; may be changed between frames."""
-        return self._network.threshold
-
-    @threshold.setter
-    def threshold(self, value: float) -> None:
-        self._network.threshold = value
 
     def check(self, frame: Frame) -> None:
         """Take note of the number of the frame that comes next; after a gap the window starts anew.

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.acquisition import Frame
-from oneframe.runtime.card import ModelCard
 from oneframe.runtime.detections import Detections, Flag
 from oneframe.runtime.field_reader import FieldReader, HologramSettings
 from oneframe.runtime.focal_planes import FocalPlanes
 from oneframe.runtime.model import OnnxModel, check_pixels
 from oneframe.runtime.refine import ParticleRefiner, depth_of_focus_um, light_of_dark
+from oneframe.runtime.wrapped_model import WrappedModel
 
 NOISY = 1.3
 """Noise of the field over the strongest that was trained, from which on it is told."""
@@ -21,7 +21,7 @@ AMPLE = 1.1
 """Of the trained z, for which the crops are made: those of particles at its ends must hold more than half the light."""
 
 
-class HologramModel:
+class HologramModel(WrappedModel):
     """The network finds the particles in planes along z, their own light tells where exactly and how much they weigh.
 
     Each frame becomes a field (`FieldReader`), the field planes (`FocalPlanes`), the planes coarse rows (the graph);
@@ -53,7 +53,7 @@ class HologramModel:
         background: str | None = None,
         refine: bool = True,
     ) -> None:
-        self._network = network
+        super().__init__(network)
         self._reader = FieldReader(
             HologramSettings.from_card(network.card.hologram), reference=reference, background=background
         )
@@ -70,11 +70,6 @@ class HologramModel:
         self._told_noise = False
 
     @property
-    def card(self) -> ModelCard:
-        """What the model says of itself."""
-        return self._network.card
-
-    @property
     def settings(self) -> HologramSettings:
         """What the holograms must be."""
         return self._reader.settings
@@ -83,15 +78,6 @@ class HologramModel:
     def field_noise(self) -> float:
         """Of the field read last, per component; NaN before the first."""
         return self._reader.noise
-
-    @property
-    def threshold(self) -> float:
-        """Lowest score that is reported, 0..1; may be changed between frames."""
-        return self._network.threshold
-
-    @threshold.setter
-    def threshold(self, value: float) -> None:
-        self._network.threshold = value
 
     def detect(self, image: NDArray[Any]) -> Detections:
         """Find the particles of the next frame.

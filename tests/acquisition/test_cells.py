@@ -8,18 +8,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from oneframe.acquisition import EndOfStream, SourceError, frames, open_source
-from oneframe.acquisition.cells import MODALITIES, CellLife, CellMovie, CellScene, CellTruth, SimulatedCells
+from oneframe.acquisition import SourceError, open_source
+from oneframe.acquisition.cells import MODALITIES, CellLife, CellMovie, CellScene, CellTruth
 
-SMALL = "sim:cells?width=128&height=96&n=10&diameter_px=16&seed=4"
 STILL: dict[str, Any] = {"motion_px": 0.0, "uneven": 0.0, "texture": 0.0, "brightness_cv": 0.0}
 TINY: dict[str, Any] = {"width": 160, "height": 128, "diameter_px": 18.0}
-
-
-def opened(url: str) -> SimulatedCells:
-    source = open_source(url)
-    assert isinstance(source, SimulatedCells)
-    return source
 
 
 def scene(modality: str, **values: Any) -> CellScene:
@@ -279,54 +272,6 @@ def test_the_background_is_uneven_as_told_and_of_the_seed() -> None:
     assert abs(np.diff(background)).max() < 0.3
     np.testing.assert_array_equal(background, CellMovie(CellScene(seed=1, n=3)).background)
     assert abs(background - CellMovie(CellScene(seed=2)).background).max() > 1
-
-
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_the_same_seed_gives_the_same_film_and_another_seed_another(modality: str) -> None:
-    def stack(url: str) -> np.ndarray:
-        return np.stack([frame.pixels for frame in frames(opened(url + "&frames=4"))])
-
-    url = SMALL + f"&doubling_frames=10&modality={modality}"
-    first = stack(url)
-    np.testing.assert_array_equal(first, stack(url))
-    assert (first != stack(url.replace("seed=4", "seed=5"))).mean() > 0.5
-    assert (first[0] != first[1]).mean() > 0.5
-
-
-def test_truth_is_replayed_without_images() -> None:
-    source = opened(SMALL + "&doubling_frames=8&half_life_frames=5&frames=12")
-    replay = CellLife(source.scene)
-    for index, _ in enumerate(frames(source)):
-        if index:
-            replay.advance()
-        seen, again = source.truth(), replay.truth()
-        check(seen, (96, 128))
-        for name in ("labels", "cell_id", "parent_id", "y_px", "x_px", "area_px"):
-            np.testing.assert_array_equal(getattr(seen, name), getattr(again, name))
-
-
-def test_cells_come_as_a_source() -> None:
-    source = opened(SMALL + "&frames=2&modality=phase&photons=3&motion_px=1")
-    assert source.info.n_frames == 2
-    assert not source.info.live
-    assert source.scene == CellScene.of(
-        "phase", width=128, height=96, n=10, diameter_px=16, photons=3, motion_px=1, seed=4
-    )
-    read = list(frames(source))
-    assert [frame.index for frame in read] == [0, 1]
-    assert read[0].pixels.shape == (96, 128)
-    assert read[0].pixels.dtype == np.uint16
-    assert read[0].pixel_size_um == 0.065
-    with pytest.raises(EndOfStream, match="all frames were made"):
-        source.read(1.0)
-    source.close()
-    live = opened(SMALL + "&fps=0.1")
-    assert live.info.live
-    assert live.read(0.0) is not None
-    assert live.read(0.0) is None
-    live.close()
-    with pytest.raises(EndOfStream, match="closed"):
-        live.read(0.0)
 
 
 @pytest.mark.parametrize(

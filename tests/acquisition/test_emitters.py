@@ -6,27 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oneframe.acquisition import EndOfStream, SourceError, frames, open_source
-from oneframe.acquisition.emitters import (
-    EmitterBlinking,
-    EmitterCamera,
-    EmitterMovie,
-    EmitterScene,
-    EmitterTruth,
-    SimulatedEmitters,
-)
+from oneframe.acquisition import SourceError, open_source
+from oneframe.acquisition.emitters import EmitterBlinking, EmitterCamera, EmitterMovie, EmitterScene, EmitterTruth
 
-SMALL = "sim:emitters?width=48&height=40&seed=4"
 DARK: dict[str, Any] = {"background_low": 0.0, "background_high": 0.0}
 EVER: dict[str, Any] = {"on_frames": 1e9, "repeats": 1.0}
 """Emitters that are always on."""
 EMCCD = EmitterCamera(gain=6.67, offset=100.0, read_noise=74.4, em_gain=300.0)
-
-
-def opened(url: str) -> SimulatedEmitters:
-    source = open_source(url)
-    assert isinstance(source, SimulatedEmitters)
-    return source
 
 
 def lived(scene: EmitterScene, n_frames: int, *, independent: bool = False) -> list[EmitterTruth]:
@@ -263,52 +249,6 @@ def test_no_emitters_is_a_picture_of_the_background() -> None:
     movie = EmitterMovie(EmitterScene(density_um2=0.0))
     np.testing.assert_array_equal(movie.expected(), movie.background)
     assert movie.truth().y_px.size == 0
-
-
-def test_the_same_seed_gives_the_same_frames_and_another_seed_others() -> None:
-    def stack(url: str) -> np.ndarray:
-        return np.stack([frame.pixels for frame in frames(opened(url + "&frames=4"))])
-
-    first = stack(SMALL)
-    np.testing.assert_array_equal(first, stack(SMALL))
-    assert (first != stack(SMALL + "5")).mean() > 0.5
-    assert (first[0] != first[1]).mean() > 0.5
-
-
-def test_truth_is_replayed_without_images() -> None:
-    source = opened(SMALL + "&density_um2=3&structure=lines&astigmatism_um=0.2&frames=6&drift_x_px=0.1")
-    replay = EmitterBlinking(source.scene)
-    for index, _ in enumerate(frames(source)):
-        if index:
-            replay.advance()
-        seen, again = source.truth(), replay.truth()
-        assert seen.emitter_id.size
-        for name in ("emitter_id", "y_px", "x_px", "z_um", "photons"):
-            np.testing.assert_array_equal(getattr(seen, name), getattr(again, name))
-
-
-def test_emitters_come_as_a_source() -> None:
-    source = opened(SMALL + "&frames=2&pixel_um=0.13&photons=500&em_gain=100&structure=lines")
-    assert source.info.n_frames == 2
-    assert not source.info.live
-    assert source.scene == EmitterScene(
-        width=48, height=40, seed=4, pixel_um=0.13, photons=500, em_gain=100, structure="lines"
-    )
-    read = list(frames(source))
-    assert [frame.index for frame in read] == [0, 1]
-    assert read[0].pixels.shape == (40, 48)
-    assert read[0].pixels.dtype == np.uint16
-    assert read[0].pixel_size_um == 0.13
-    with pytest.raises(EndOfStream, match="all frames were made"):
-        source.read(1.0)
-    source.close()
-    live = opened(SMALL + "&fps=0.1")
-    assert live.info.live
-    assert live.read(0.0) is not None
-    assert live.read(0.0) is None
-    live.close()
-    with pytest.raises(EndOfStream, match="closed"):
-        live.read(0.0)
 
 
 @pytest.mark.parametrize(

@@ -171,15 +171,6 @@ def test_noise_is_shot_noise_and_read_noise(kind: str, photons: float) -> None:
     assert variance == pytest.approx(electrons.mean(axis=0)[lit].mean() + 100, rel=0.02)
 
 
-def test_the_same_seed_gives_the_same_frames_and_another_seed_others() -> None:
-    def stack(url: str) -> np.ndarray:
-        return np.stack([frame.pixels for frame in frames(opened(url + "&frames=3"))])
-
-    first = stack(SMALL)
-    np.testing.assert_array_equal(first, stack(SMALL))
-    assert (first != stack(SMALL + "5")).mean() > 0.5  # seed 45
-
-
 def test_without_spheres_the_same_light_remains_but_not_the_same_noise() -> None:
     quiet = SMALL + "&photons=1e6&bits=16&read_noise=0"
     empty, sample = read(quiet + "&n=0"), read(quiet + "&n=1&radius_um=0.01")  # as good as none
@@ -212,11 +203,7 @@ def test_frames_say_how_they_were_taken() -> None:
 def test_time_goes_on_by_dt_s_where_frames_are_made_on_demand() -> None:
     times_s = [frame.time_s for frame in frames(opened(SMALL + "&n=1&frames=3&dt_s=0.5"))]
     np.testing.assert_allclose(np.diff(times_s), 0.5, atol=1e-5)
-    live = opened(SMALL + "&fps=0.1")
-    assert live.info.live
-    assert live.scene.dt_s == 10.0
-    assert live.read(0.0) is not None
-    assert live.read(0.0) is None
+    assert opened(SMALL + "&fps=0.1").scene.dt_s == 10.0
 
 
 @pytest.mark.parametrize(
