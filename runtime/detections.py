@@ -54,6 +54,14 @@ class Detections:
     variance_px2: Column | None = None
     """Self-consistency: weighted variance, axes summed, of the positions that the network's cells predict."""
     area_px: Column | None = None
+    """Pixels of the cell."""
+    mean_intensity: Column | None = None
+    """Mean of the cell's pixels, camera counts."""
+    major_axis_px: Column | None = None
+    """Full axes of the ellipse with the cell's second moments."""
+    minor_axis_px: Column | None = None
+    orientation_rad: Column | None = None
+    """Of the major axis against the rows, -pi/2 to pi/2: positive from left above to right below."""
     flags: Column | None = None
     """Sum of `Flag`s; 0: nothing against the row."""
     labels: NDArray[np.int32] | None = None
