@@ -220,6 +220,7 @@ def _display_for(model: LoadedModel, board: StatusBoard) -> DisplaySink:
             z_range_um=model.card.trained_ranges.get("z_um"),
             emitters=model.card.method == "shot",
             pixel_size_um=model.card.pixel_size_um,
+            cells=model.card.method == "cellulus",
         )
     settings = model.settings
     return DisplaySink(

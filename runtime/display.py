@@ -8,7 +8,8 @@ The view runs in a process of its own, so that a crash of the window never costs
     pixels                   as the header's `dtype` and `shape` say
     y_px, x_px, score        float32, `n` values each
     track_id                 int64, `n` values
-    z_um and others          float32, `n` values each, those that `columns` names
+    z_um and others          as `columns` names them, `n` values each
+    labels                   runs along the rows: uint32 lengths, then int32 labels; nothing where there are none
     super-resolution image   uint16 of the `shape` in `grown`, then uint8 of its z; nothing where there is none
 
 and always a single part: only then may the reader let a newer picture replace the one it has not shown yet.
@@ -42,11 +43,18 @@ from oneframe.runtime.optics import Optics
 from oneframe.runtime.seams import Analysed, Missed, Noted
 from oneframe.runtime.super_resolution import SuperResolution, white_level
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 
 _WIRE_DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<f4")
 _COLUMNS = (("y_px", "<f4"), ("x_px", "<f4"), ("score", "<f4"), ("track_id", "<i8"))
-_OPTIONAL = (("z_um", "<f4"), ("polarizability_um3", "<f4"), ("flags", "<f4"))
+_OPTIONAL = (
+    ("z_um", "<f4"),
+    ("polarizability_um3", "<f4"),
+    ("flags", "<f4"),
+    ("area_px", "<f4"),
+    ("mean_intensity", "<f4"),
+    ("parent_id", "<i8"),
+)
 _MAX_HEADER_BYTES = 1 << 16
 _MAX_MESSAGE_BYTES = 1 << 27
 _MAX_SIDE_PX = 1 << 16
@@ -145,9 +153,15 @@ class Picture:
     status: Status
     pixel_size_um: float | None = None
     z_um: NDArray[np.float32] | None = None
-    """(N,), as in `Detections`, and so are the next two."""
+    """(N,), as in `Detections`, and so are the next four."""
     polarizability_um3: NDArray[np.float32] | None = None
     flags: NDArray[np.float32] | None = None
+    area_px: NDArray[np.float32] | None = None
+    mean_intensity: NDArray[np.float32] | None = None
+    parent_id: NDArray[np.int64] | None = None
+    """(N,), track of the cell that divided into this one; 0: none."""
+    labels: NDArray[np.int32] | None = None
+    """(H, W), of the thinned pixels: 0 is background, row i - 1 is label i; only of models that segment cells."""
     field: NDArray[np.complex64] | None = None
     """(h, w), background 1 + 0i; only of holograms."""
     field_optics: Optics | None = None
@@ -178,6 +192,8 @@ class Picture:
                 raise ValueError(
                     f"column {name} must be {dtype} of shape {n_rows}, got {column.dtype.str} of shape {column.shape}"
                 )
+        if self.labels is not None:
+            self._check_labels(self.labels)
         if not (all(map(math.isfinite, self.levels)) and self.levels[0] < self.levels[1]):
             raise ValueError(f"levels must be two finite values, the lower one first, got {self.levels}")
         if self.field is not None:
@@ -191,6 +207,16 @@ class Picture:
         z_range_um = self.z_range_um
         if z_range_um is not None and not (all(map(math.isfinite, z_range_um)) and z_range_um[0] < z_range_um[1]):
             raise ValueError(f"z_range_um must be two finite values, the lower one first, got {z_range_um}")
+
+    def _check_labels(self, labels: NDArray[np.int32]) -> None:
+        if labels.dtype.str != "<i4" or labels.shape != self.pixels.shape:
+            raise ValueError(
+                f"labels must be <i4 of shape {self.pixels.shape} like the pixels, got {labels.dtype.str} of shape "
+                f"{labels.shape}; give those of the frame that was analysed"
+            )
+        lowest, highest = int(labels.min()), int(labels.max())
+        if lowest < 0 or highest > len(self):
+            raise ValueError(f"labels must be from 0 to {len(self)}, one for each row, got {lowest} to {highest}")
 
     def columns(self) -> list[tuple[str, str]]:
         """Return name and dtype of the columns that are present."""
@@ -243,6 +269,7 @@ def picture_of(
     z_range_um: tuple[float, float] | None = None,
     emitters: Emitters | None = None,
     grown: GrownImage | None = None,
+    cells: bool = False,
 ) -> Picture:
     """Make the picture of an analysed frame.
 
@@ -258,10 +285,24 @@ def picture_of(
         Values to show as black and white; None measures them.
     field_optics, pixels_per_cell, z_range_um, emitters, grown
         See `Picture`. Fields above 2048 x 2048 are left out.
+    cells : bool
+        A frame in which nothing was found has labels too: background only.
+
+    Raises
+    ------
+    ValueError
+        If the labels are of another shape than the frame.
     """
     frame, detections = analysed.frame, analysed.tracks.detections
     pixels, stride = _thinned(frame, max_side_px)
-    field = detections.field
+    field, labels = detections.field, detections.labels
+    if labels is None and cells and not len(detections):
+        labels = np.zeros((frame.height, frame.width), np.int32)
+    if labels is not None and labels.shape != (frame.height, frame.width):
+        raise ValueError(
+            f"expected labels of {frame.height} x {frame.width} pixels like frame {frame.index}, got {labels.shape}; "
+            "give those that were found in it"
+        )
     return Picture(
         pixels=pixels,
         stride=stride,
@@ -278,6 +319,10 @@ def picture_of(
         z_um=detections.z_um,
         polarizability_um3=detections.polarizability_um3,
         flags=detections.flags,
+        area_px=detections.area_px,
+        mean_intensity=detections.mean_intensity,
+        parent_id=getattr(analysed.tracks, "parent_id", None),
+        labels=None if labels is None else np.ascontiguousarray(labels[::stride, ::stride], "<i4"),
         field=None if field is None or field.nbytes > _MAX_FIELD_BYTES else field,
         field_optics=field_optics,
         pixels_per_cell=pixels_per_cell,
@@ -300,6 +345,7 @@ def _thinned(frame: Frame, max_side_px: int) -> tuple[NDArray[Any], int]:
 def encode_picture(picture: Picture) -> bytes:
     """Return the message that carries a picture."""
     columns, field = picture.columns(), picture.field
+    runs = [] if picture.labels is None else _runs(picture.labels)
     header = {
         "kind": "picture",
         "version": WIRE_VERSION,
@@ -314,6 +360,7 @@ def encode_picture(picture: Picture) -> bytes:
         "status": _status_values(picture.status),
         "n": len(picture),
         "columns": columns,
+        "n_runs": len(runs[0]) if runs else None,
         "field_shape": None if field is None else field.shape,
         "field_optics": None if picture.field_optics is None else asdict(picture.field_optics),
         "pixels_per_cell": picture.pixels_per_cell,
@@ -321,8 +368,22 @@ def encode_picture(picture: Picture) -> bytes:
         **_growth_values(picture),
     }
     arrays = [*([] if field is None else [field]), picture.pixels, *(getattr(picture, name) for name, _ in columns)]
-    arrays += _grown_arrays(picture)
+    arrays += [*runs, *_grown_arrays(picture)]
     return b"".join([_header_bytes(header), *(np.ascontiguousarray(array).data for array in arrays)])
+
+
+def _runs(labels: NDArray[np.int32]) -> list[NDArray[Any]]:
+    """Return lengths and labels of the runs of equal pixels, row after row: a tenth of the bytes, and soon done."""
+    flat = labels.ravel()
+    start = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    return [np.diff(start, append=flat.size).astype("<u4"), flat[start]]
+
+
+def _read_runs(lengths: NDArray[np.uint32], labels: NDArray[np.int32], shape: tuple[int, int]) -> NDArray[np.int32]:
+    n_pixels = int(lengths.sum(dtype=np.uint64))
+    if n_pixels != shape[0] * shape[1]:
+        raise ValueError(f"runs of {n_pixels} labels for {shape[0]} x {shape[1]} pixels")
+    return np.repeat(labels, lengths.astype(np.int64)).reshape(shape)
 
 
 def encode_notice(notice: Notice) -> bytes:
@@ -473,11 +534,14 @@ def _read_picture(header: dict[str, Any], status: Status, message: bytes, offset
     if told != columns:
         raise ValueError(f"columns {header['columns']!r}")
     n_rows = _count(header["n"], "n", 0, _MAX_MESSAGE_BYTES)
+    n_runs = 0 if header["n_runs"] is None else _count(header["n_runs"], "n_runs", 1, height * width)
     field_shape = (0, 0) if header["field_shape"] is None else _read_field_shape(header["field_shape"])
     sizes: list[tuple[str, str, int]] = [  # in the order of the message
         ("field", "<c8", field_shape[0] * field_shape[1]),
         ("pixels", header["dtype"], height * width),
         *((name, dtype, n_rows) for name, dtype in columns),
+        ("run_lengths", "<u4", n_runs),
+        ("run_labels", "<i4", n_runs),
     ]
     expected = offset + sum(n_values * np.dtype(dtype).itemsize for _, dtype, n_values in sizes)
     expected += _grown_bytes(header["grown"])
@@ -491,6 +555,8 @@ def _read_picture(header: dict[str, Any], status: Status, message: bytes, offset
         arrays[name] = values if name in ("field", "pixels") else values.copy()  # copied: it may not be aligned
     arrays["field"] = arrays["field"].reshape(field_shape) if header["field_shape"] is not None else None
     arrays["pixels"] = arrays["pixels"].reshape(height, width)
+    runs = arrays.pop("run_lengths"), arrays.pop("run_labels")
+    arrays["labels"] = _read_runs(*runs, (height, width)) if n_runs else None
     low, high = (_number(level, "levels") for level in header["levels"])
     pixel_size_um = None if header["pixel_size_um"] is None else _number(header["pixel_size_um"], "pixel_size_um")
     if pixel_size_um is not None and pixel_size_um <= 0:
@@ -592,6 +658,8 @@ class DisplaySink:
         none is missing from it; it goes along with four pictures a second.
     pixel_size_um : float or None
         For sources that do not know it.
+    cells : bool
+        The model segments cells: a frame without one is shown as such. Their labels go along in any case.
 
     Raises
     ------
@@ -611,6 +679,7 @@ class DisplaySink:
         z_range_um: tuple[float, float] | None = None,
         emitters: bool = False,
         pixel_size_um: float | None = None,
+        cells: bool = False,
     ) -> None:
         if not (max_fps > 0 and 1 <= max_side_px <= 4096):
             raise ValueError(
@@ -623,6 +692,7 @@ class DisplaySink:
         self._pixels_per_cell = pixels_per_cell
         self._z_range_um = z_range_um
         self._pixel_size_um = pixel_size_um
+        self._cells = cells
         self._recent = RecentEmitters(pixel_size_um=pixel_size_um) if emitters else None
         self._grown: SuperResolution | None = None
         self._grown_due_s = -math.inf
@@ -676,6 +746,7 @@ class DisplaySink:
             z_range_um=self._z_range_um,
             emitters=None if self._recent is None else self._recent.mean,
             grown=self._grown_image() if now_s >= self._grown_due_s else None,
+            cells=self._cells,
         )
         if picture.field is not None:
             self._due_s = max(self._due_s, now_s + picture.field.nbytes / _FIELD_BYTES_PER_S)

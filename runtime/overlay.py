@@ -1,4 +1,4 @@
-"""An image with rings round what was found in it, as a picture to look at."""
+"""An image with rings round what was found in it, or the outlines of cells, as a picture to look at."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from oneframe.runtime.detections import Detections, Tracks
 from oneframe.runtime.display import contrast_levels
+from oneframe.runtime.outline import CELL_RGB, CellColours, rims
 
 RGB = NDArray[np.uint8]
 
@@ -36,7 +37,9 @@ def draw_overlay(
     levels: tuple[float, float] | None = None,
     caption: str | None = None,
 ) -> RGB:
-    """Draw an image in grey with a ring round each detection, or the outline where there are labels.
+    """Draw an image in grey with a ring round each detection, or the outline of each where there are labels.
+
+    Outlines of neighbours have different colours; they lie on the outermost pixels of each cell.
 
     Parameters
     ----------
@@ -81,7 +84,7 @@ def draw_overlay(
     for tail in tails or ():
         _draw_tail(rgb, tail, k)
     if detections.labels is not None:
-        _draw_outlines(rgb, _enlarged(detections.labels, k))
+        _draw_outlines(rgb, detections.labels, found.track_id if isinstance(found, Tracks) else None, k)
     else:
         _draw_rings(rgb, detections, diameter_px, k)
     return rgb if caption is None else np.concatenate([rgb, _caption_strip(caption, rgb.shape[1])])
@@ -150,16 +153,15 @@ def _draw_tail(rgb: RGB, tail: NDArray[Any], k: int) -> None:
         cv2.polylines(rgb, [points_xy.reshape(-1, 1, 2)], False, TAIL_RGB, 1, cv2.LINE_AA, _SHIFT)
 
 
-def _draw_outlines(rgb: RGB, labels: NDArray[np.int32]) -> None:
-    """Colour the rim of each object, 2 pixels wide."""
-    edge = np.zeros(labels.shape, bool)
-    rows_differ, columns_differ = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= rows_differ
-    edge[:-1] |= rows_differ
-    edge[:, 1:] |= columns_differ
-    edge[:, :-1] |= columns_differ
-    rim = cv2.dilate(edge.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    rgb[rim & (labels > 0)] = RING_RGB
+def _draw_outlines(rgb: RGB, labels: NDArray[np.int32], track_id: NDArray[np.int64] | None, k: int) -> None:
+    """Colour the rim of each cell; without tracks, labels are what the colours go by."""
+    n_cells = int(labels.max(initial=0))
+    if track_id is None or len(track_id) != n_cells:
+        track_id = np.arange(n_cells)
+    colour = np.array(CELL_RGB, np.uint8)[CellColours().of(labels, track_id)]  # (N, 3)
+    enlarged = _enlarged(labels, k)
+    rim = rims(enlarged, 1 if k < 3 else 2)
+    rgb[rim] = colour[enlarged[rim] - 1]
 
 
 def _caption_strip(caption: str, width_px: int) -> RGB:

@@ -2,7 +2,8 @@
 
 The only file with Qt. The window takes the newest picture 30 times a second and owns nothing of the run: if it
 crashes, no frame is lost. Of a hologram it also shows amplitude, phase and other distances; a thread computes them,
-one picture at a time. Beside emitters it shows the super-resolution image that the run's process adds up.
+one picture at a time. Beside emitters it shows the super-resolution image that the run's process adds up. Cells have
+outlines instead of rings.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from oneframe.runtime.account import Status
 from oneframe.runtime.density import Emitters
 from oneframe.runtime.detections import Flag
 from oneframe.runtime.display import GrownImage, Notice, Picture, PictureStream
+from oneframe.runtime.outline import CELL_RGB, CellColours, rims
 from oneframe.runtime.refocus import Refocuser
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,11 @@ _DOUBTFUL_RGB = (205, 205, 205)
 _Z_RANGE_UM = (-10.0, 10.0)  # where the model does not tell
 _Z_STEP_UM = 0.1
 _Z_COLOURS = 64
+_FILL_OPACITY = 0.3
+_NEWBORN_PICTURES = 15
+_WIDE_LINE_FROM_PX = 60.0  # on the screen: cells above have lines of 2 px
+_READABLE_CELL_PX = 24.0  # on the screen: cells above have their number written in them
+_MOST_NUMBERS = 300
 
 HELP = (
     ("Space", "freeze and go on"),
@@ -73,6 +80,11 @@ FIELD_HELP = (
     ("1 2 3 4", "hologram, amplitude, phase (↑ ↓ its range), refocused"),
     ("PgUp PgDn", "refocus higher, lower"),
     ("Click", "what is known of a particle; refocus there"),
+)
+CELL_HELP = (
+    ("O  A  T", "outlines, filled areas, tails"),
+    ("I", "track numbers, where there is room: zoom in"),
+    ("Click", "what is known of a cell"),
 )
 EMITTER_HELP = (
     ("C", "clear: begin a new super-resolution image"),
@@ -224,6 +236,42 @@ def particle_text(picture: Picture, row: int) -> str:
     return "\n".join(lines)
 
 
+def cell_text(picture: Picture, row: int) -> str:
+    """Return what is known of one cell, a line each."""
+    lines = [f"cell {picture.track_id[row]}"]
+    if picture.area_px is not None:
+        area_px = float(picture.area_px[row])
+        lines.append(f"area {area_px:.0f} px²")
+        if picture.pixel_size_um is not None:
+            lines[-1] += "  " + " ".join(area_text(area_px, picture.pixel_size_um))
+    if picture.mean_intensity is not None:
+        lines.append(f"intensity {picture.mean_intensity[row]:.4g}")
+    if picture.parent_id is not None and picture.parent_id[row] > 0:
+        lines.append(f"daughter of {picture.parent_id[row]}")
+    return "\n".join(lines)
+
+
+def median_area_px(picture: Picture) -> float:
+    """Return the median area of the cells; NaN without one."""
+    area_px = picture.area_px
+    if area_px is None and picture.labels is not None:
+        area_px = np.bincount(picture.labels.ravel(), minlength=len(picture) + 1)[1:] * float(picture.stride**2)
+    return float(np.median(area_px)) if area_px is not None and len(area_px) else math.nan
+
+
+def area_text(area_px: float, pixel_size_um: float | None) -> tuple[str, str]:
+    """Return an area of the camera and its unit; a dash where there is none.
+
+    >>> area_text(400.0, 0.5), area_text(400.0, None), area_text(float("nan"), 0.5)
+    (('100', 'µm²'), ('400', 'px²'), ('–', 'µm²'))
+    """
+    unit = "px²" if pixel_size_um is None else "µm²"
+    area = area_px * (pixel_size_um or 1.0) ** 2
+    if not math.isfinite(area):
+        return "–", unit
+    return f"{area:.{0 if area >= 100 or pixel_size_um is None else 1 if area >= 10 else 2}f}", unit
+
+
 class Tails:
     """The way each track took over the last pictures.
 
@@ -257,7 +305,9 @@ class Tails:
         return broken[..., 0].ravel(), broken[..., 1].ravel()
 
 
-def status_html(status: Status, *, losing: bool, emitters: Emitters | None = None) -> str:
+def status_html(
+    status: Status, *, losing: bool, emitters: Emitters | None = None, cell_area: tuple[str, str] | None = None
+) -> str:
     """Return the status line as HTML; numbers that go up and down keep their width.
 
     What is wrong with the sample stands on a line of its own.
@@ -270,6 +320,8 @@ def status_html(status: Status, *, losing: bool, emitters: Emitters | None = Non
         Whether frames or results were lost in the last seconds: red instead of amber.
     emitters : Emitters or None
         How many, how dense, how precise, in place of the number of particles.
+    cell_area : (str, str) or None
+        Median area and its unit, where the objects are cells.
     """
     period_ms = 1000.0 / status.camera_fps if status.camera_fps > 0 else math.inf
     late = None if not status.age_p99_ms > period_ms else _AMBER if status.age_p99_ms < 3 * period_ms else _RED
@@ -284,7 +336,10 @@ def status_html(status: Status, *, losing: bool, emitters: Emitters | None = Non
         _segment("lost", f"{status.lost:d}", "", alarm if status.lost else None),
         _segment("failed", f"{status.failed:d}", "", alarm if status.failed else None),
     ]
-    if emitters is None:
+    if cell_area is not None:
+        segments.append(_segment("cells", f"{status.n_detections:d}"))
+        segments.append(_segment("median area", cell_area[0].rjust(4), cell_area[1]))
+    elif emitters is None:
         segments.append(_segment("particles", f"{status.n_detections:d}"))
     else:
         density, precision = emitters.density_text(), emitters.precision_text()
@@ -443,6 +498,154 @@ class ParticleLabel:
         """Show nothing."""
         for item in (self._panel, self._text):
             item.hide()
+
+
+class CellLayer(pg.GraphicsObject):  # type: ignore[misc]  # Qt comes untyped through pyqtgraph
+    """Outlines of cells, drawn anew at every zoom: a line along the inside of each cell's border.
+
+    The pixels of the screen are computed here, not painted as paths: 400 paths of some 30 points cost several times as
+    much, and what is drawn is the very border of the pixels below.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._picture: Picture | None = None
+        self._colours = CellColours()
+        self._line = np.empty(0, np.uint32)
+        self._fill = np.empty(0, np.uint32)
+        self._born: dict[int, int] = {}  # picture in which a track was first seen; in the first one: -1000
+        self._n_pictures = 0
+        self._drawn: tuple[Any, ...] = ()
+        self._argb = np.empty((0, 0), np.uint32)
+        self._image: Any = None
+        self.outlines, self.areas, self.numbers = True, False, False
+        """What is shown."""
+        self.selected_id = -1
+        """Track with a thick line."""
+
+    def take(self, picture: Picture | None) -> None:
+        """Show the cells of the next picture, or none."""
+        if picture is self._picture:
+            return
+        self.prepareGeometryChange()
+        self._picture = picture
+        if picture is not None and picture.labels is not None:
+            colour = self._colours.of(picture.labels, picture.track_id, picture.parent_id)
+            rgb = np.array(CELL_RGB, np.uint32)[colour]  # (N, 3)
+            self._line = _with_background(_argb(rgb, 1.0))
+            self._fill = _with_background(_argb(rgb, _FILL_OPACITY))
+            now = -1000 if self._n_pictures == 0 else self._n_pictures
+            self._born = {track: self._born.get(track, now) for track in picture.track_id.tolist()}
+            self._n_pictures += 1
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draw again: something else is to be shown."""
+        self._drawn = ()
+        self.update()
+
+    def row_at(self, y_px: float, x_px: float) -> int:
+        """Return the row of the cell at a position of the camera, -1 where none is."""
+        picture = self._picture
+        if picture is None or picture.labels is None:
+            return -1
+        j, i = math.floor(y_px / picture.stride + 0.5), math.floor(x_px / picture.stride + 0.5)
+        height, width = picture.labels.shape
+        return int(picture.labels[j, i]) - 1 if 0 <= j < height and 0 <= i < width else -1
+
+    def boundingRect(self) -> Any:  # noqa: N802 - Qt's name
+        """Return the camera's picture."""
+        if self._picture is None:
+            return QtCore.QRectF()
+        (height, width), stride = self._picture.pixels.shape, self._picture.stride
+        return QtCore.QRectF(-stride / 2, -stride / 2, stride * width, stride * height)
+
+    def paint(self, painter: Any, *_: Any) -> None:
+        """Draw the part that is on the screen."""
+        picture, view = self._picture, self.getViewBox()
+        if picture is None or picture.labels is None or view is None or not (self.outlines or self.areas):
+            return
+        transform = painter.worldTransform()
+        shown = transform.mapRect(self.boundingRect() & self.mapRectFromScene(view.sceneBoundingRect()))
+        left, top = math.floor(shown.left()), math.floor(shown.top())
+        width, height = math.ceil(shown.right()) - left, math.ceil(shown.bottom()) - top
+        if width < 1 or height < 1:
+            return
+        scale, dx, dy = transform.m11(), transform.dx(), transform.dy()
+        drawn = (left, top, width, height, scale, dx, dy)
+        if drawn != self._drawn:
+            self._drawn = drawn
+            rows = np.floor((top + 0.5 + np.arange(height) - dy) / (scale * picture.stride) + 0.5)
+            columns = np.floor((left + 0.5 + np.arange(width) - dx) / (scale * picture.stride) + 0.5)
+            self._image = self._drawing(picture, picture.labels, rows, columns, scale)
+            if self.numbers:
+                self._write_numbers(picture, scale, dx - left, dy - top)
+        painter.save()
+        painter.resetTransform()
+        painter.drawImage(left, top, self._image)
+        painter.restore()
+
+    def _drawing(self, picture: Picture, labels: NDArray[np.int32], rows: Any, columns: Any, scale: float) -> Any:
+        """Return what lies over the pixels of the screen whose rows (h,) and columns (w,) of `labels` are given."""
+        height, width = labels.shape
+        rows, columns = (at.astype(np.intp).clip(0, side - 1) for at, side in ((rows, height), (columns, width)))
+        first, last = rows.min(), rows.max() + 1
+        small = labels[first:last].astype(np.uint16 if len(picture) < 65536 else np.int32)
+        on_screen = small.take(columns, axis=1).take(rows - first, axis=0)
+        argb = self._fill.take(on_screen) if self.areas else np.zeros(on_screen.shape, np.uint32)
+        if self.outlines:
+            cell_px = scale * math.sqrt(max(0.0, np.nan_to_num(median_area_px(picture))))
+            line_px = 2 if cell_px > _WIDE_LINE_FROM_PX else 1
+            self._draw_rims(argb, on_screen, rims(on_screen, line_px))
+            for more_px, rows_wide in ((1, self._newborn(picture)), (2, picture.track_id == self.selected_id)):
+                if rows_wide.any():
+                    wide = np.concatenate([[False], rows_wide]).take(on_screen)
+                    self._draw_rims(argb, on_screen, rims(on_screen, line_px + more_px) & wide)
+        self._argb = argb  # the image does not own its pixels
+        h, w = argb.shape
+        return QtGui.QImage(argb.data, w, h, 4 * w, QtGui.QImage.Format.Format_ARGB32_Premultiplied)
+
+    def _draw_rims(self, argb: NDArray[np.uint32], on_screen: NDArray[Any], rim: NDArray[np.bool_]) -> None:
+        at = np.flatnonzero(rim)
+        argb.ravel()[at] = self._line.take(on_screen.ravel().take(at))
+
+    def _newborn(self, picture: Picture) -> NDArray[np.bool_]:
+        """Return which rows (N,) are daughters that were first seen some pictures ago."""
+        if picture.parent_id is None:
+            return np.zeros(len(picture), bool)
+        born = np.array([self._born[track] for track in picture.track_id.tolist()], np.int64)
+        newborn: NDArray[np.bool_] = (picture.parent_id > 0) & (self._n_pictures - born <= _NEWBORN_PICTURES)
+        return newborn
+
+    def _write_numbers(self, picture: Picture, scale: float, dx: float, dy: float) -> None:
+        """Write the tracks' numbers into the drawing, unless they would cover the cells."""
+        at = np.column_stack([picture.x_px * scale + dx, picture.y_px * scale + dy])
+        inside = (np.isfinite(at) & (at >= 0) & (at < [self._image.width(), self._image.height()])).all(axis=1)
+        cell_px = scale * math.sqrt(max(0.0, np.nan_to_num(median_area_px(picture))))
+        if cell_px < _READABLE_CELL_PX or inside.sum() > _MOST_NUMBERS:
+            return
+        painter = QtGui.QPainter(self._image)
+        font = painter.font()
+        font.setPointSizeF(8.0)
+        painter.setFont(font)
+        centred = QtCore.Qt.AlignmentFlag.AlignCenter
+        for row in np.flatnonzero(inside).tolist():
+            box = QtCore.QRectF(at[row, 0] - 40, at[row, 1] - 10, 80, 20)
+            for colour, shift in (((0, 0, 0, 200), 1.0), ((255, 255, 255, 255), 0.0)):
+                painter.setPen(pg.mkPen(*colour))
+                painter.drawText(box.translated(shift, shift), centred, str(int(picture.track_id[row])))
+        painter.end()
+
+
+def _argb(rgb: NDArray[np.uint32], opacity: float) -> NDArray[np.uint32]:
+    """Return colours (N, 3) as Qt's premultiplied 32 bit pixels (N,)."""
+    faded = np.rint(rgb * opacity).astype(np.uint32)
+    return np.asarray(round(255 * opacity) << 24 | faded[:, 0] << 16 | faded[:, 1] << 8 | faded[:, 2], np.uint32)
+
+
+def _with_background(argb: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Return a table for labels: 0 is transparent."""
+    return np.concatenate([np.zeros(1, np.uint32), argb])
 
 
 class _NumberBox(QtWidgets.QDoubleSpinBox):  # type: ignore[misc]  # Qt comes untyped through pyqtgraph
@@ -716,6 +919,7 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         self._making: Future[Plane] | None = None
         self._wanted: tuple[Picture, Mode, float] | None = None  # what the thread makes next
         self._selected_id = -1  # track that was clicked on
+        self._cell_area: tuple[str, str] | None = None  # median and unit, once a picture has cells
         self._controls = FieldControls(self._show_newest)
         self._build()
         self._keys: dict[Any, Any] = {
@@ -725,6 +929,9 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
             QtCore.Qt.Key.Key_Down: lambda: self._scale_levels(1.25),
             QtCore.Qt.Key.Key_C: self.clear_emitters,
             QtCore.Qt.Key.Key_R: self.toggle_rings,
+            QtCore.Qt.Key.Key_O: lambda: self._toggle_cells("outlines"),
+            QtCore.Qt.Key.Key_A: lambda: self._toggle_cells("areas"),
+            QtCore.Qt.Key.Key_I: lambda: self._toggle_cells("numbers"),
             QtCore.Qt.Key.Key_T: lambda: self._curve.setVisible(not self._curve.isVisible()),
             QtCore.Qt.Key.Key_F: self._view.enableAutoRange,
             QtCore.Qt.Key.Key_S: self.save_screenshot,
@@ -801,11 +1008,21 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         for rings in (self._halos, self._rings, self._doubtful_rings):
             rings.setVisible(not rings.isVisible())
 
+    def _toggle_cells(self, what: Literal["outlines", "areas", "numbers"]) -> None:
+        """Hide or show something of the cells."""
+        setattr(self._cells, what, not getattr(self._cells, what))
+        self._cells.redraw()
+
     def select(self, y_px: float, x_px: float) -> None:
-        """Tell of the particle at a position of the camera and refocus there; on empty ground tell of none."""
+        """Tell of the particle or cell at a position of the camera, refocus there; on empty ground tell of none."""
         self._selected_id = -1
         picture = self.picture
-        if picture is not None and picture.z_um is not None and len(picture):
+        if picture is not None and picture.labels is not None:
+            row = self._cells.row_at(y_px, x_px)
+            self._selected_id = int(picture.track_id[row]) if row >= 0 else -1
+            self._cells.selected_id = self._selected_id
+            self._cells.redraw()
+        elif picture is not None and picture.z_um is not None and len(picture):
             distance_px = np.hypot(picture.y_px - y_px, picture.x_px - x_px)
             distance_px[~np.isfinite(distance_px)] = np.inf
             row = int(np.argmin(distance_px))
@@ -850,7 +1067,9 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         message, until_s = self._flash
         self._info.setText(message if now_s < until_s else self._picture_text())
         if self._status is not None:
-            self._line.setText(status_html(self._status, losing=now_s - self._harm[1] < 5.0, emitters=self._emitters))
+            losing = now_s - self._harm[1] < 5.0
+            line = status_html(self._status, losing=losing, emitters=self._emitters, cell_area=self._cell_area)
+            self._line.setText(line)
 
     def keyPressEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
         """Do what `HELP` says."""
@@ -927,6 +1146,7 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
 
     def _show(self, plane: Plane) -> None:
         first, before = self.picture is None, self.plane
+        self._show_cells(plane.picture)
         self.picture, self.plane = plane.picture, plane
         if before is None or before.mode != plane.mode:
             self._levels_automatic, self._levels, self._levels_s = True, None, -math.inf
@@ -942,6 +1162,15 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
             self.show_status()
         self._draw_marks()
 
+    def _show_cells(self, picture: Picture) -> None:
+        """Draw outlines where the picture has cells, and say so in the status line and the help."""
+        self._cells.take(None if picture.labels is None else picture)
+        if picture.labels is not None:
+            if self._cell_area is None:
+                others = tuple(line for line in HELP if line[0] != "R  T")
+                self._help.setText(_help_html(others[:-2] + CELL_HELP + others[-2:]))
+            self._cell_area = area_text(median_area_px(picture), self._pixel_size_um(picture))
+
     def _draw_marks(self) -> None:
         """Draw what lies on the picture, at the present zoom."""
         picture = self.picture
@@ -953,6 +1182,7 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         if crosses:
             ring_px = min(max(_CROSS_CAMERA_PX / screen_px, _SMALLEST_CROSS_PX), _LARGEST_CROSS_PX)
         finite, doubtful = np.isfinite(picture.y_px) & np.isfinite(picture.x_px), doubtful_rows(picture)
+        finite &= picture.labels is None  # cells have outlines
         self._set_rings(self._halos, finite & (doubtful | crosses | (picture.z_um is not None)), ring_px)
         self._set_rings(self._rings, finite & ~doubtful, ring_px)
         self._set_rings(self._doubtful_rings, finite & doubtful, ring_px)
@@ -986,7 +1216,13 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
             return
         row = int(rows[0])
         y_px, x_px = float(picture.y_px[row]), float(picture.x_px[row])
-        self._label.write(particle_text(picture, row), y_px, x_px, away_px=ring_px / 2 + 6)
+        text, away_px = particle_text(picture, row), ring_px / 2 + 6
+        if picture.labels is not None:
+            text = cell_text(picture, row)
+            columns = np.flatnonzero((picture.labels == row + 1).any(axis=0)) * picture.stride
+            if len(columns):  # a small cell may have no pixel left in a thinned picture
+                away_px = max(columns[-1] - x_px, x_px - columns[0]) / self._view.viewPixelSize()[0] + 10
+        self._label.write(text, y_px, x_px, away_px=away_px)
 
     def _explain_plane(self) -> None:
         """Say which z the rings have, and what grey or colour means where it is not simply the camera's light."""
@@ -1108,7 +1344,8 @@ class LiveWindow(QtWidgets.QMainWindow):  # type: ignore[misc]  # Qt comes untyp
         self._doubtful_rings = pg.ScatterPlotItem(pxMode=True, symbol="o", pen=dashed, brush=None, antialias=True)
         self._z_pens = np.array([pg.mkPen(*rgb, width=2.0) for rgb in _Z_RGB.tolist()], dtype=object)
         self._view.addItem(self._image)
-        for item in (self._curve, self._halos, self._rings, self._doubtful_rings):
+        self._cells = CellLayer()
+        for item in (self._cells, self._curve, self._halos, self._rings, self._doubtful_rings):
             self._view.addItem(item, ignoreBounds=True)
         self._grown = GrownView(self._graphics, self._view, self.clear_emitters)
         self._scale_bar = ScaleBar(self._view)

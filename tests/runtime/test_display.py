@@ -1,3 +1,4 @@
+import functools
 import json
 import signal
 import struct
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import zmq
 
-from oneframe.acquisition import Frame
+from oneframe.acquisition import Frame, open_source
 from oneframe.runtime.account import Status
+from oneframe.runtime.cell_table import cell_table
 from oneframe.runtime.density import Emitters
 from oneframe.runtime.detections import Detections, Tracks
 from oneframe.runtime.display import (
@@ -77,6 +79,26 @@ def field_picture(**changes) -> Picture:
     return replace(picture_of(holographic(), status=STATUS, **settings), **changes)
 
 
+@functools.cache
+def cells(url="sim:cells?seed=1&n=200") -> Analysed:
+    """Return a simulated frame with its true cells."""
+    source = open_source(url)
+    frame, truth = source.read(5.0), source.truth()
+    found = cell_table(truth.labels, frame.pixels, np.ones(len(truth.cell_id), np.float32))
+    return Analysed(frame, Tracks(found, truth.cell_id), age_s=0.012, inference_s=0.008)
+
+
+def cell_picture(**changes) -> Picture:
+    """Return a picture of two cells in 48 x 64 pixels."""
+    labels = np.zeros((48, 64), np.int32)
+    labels[10:20, 10:30], labels[20:30, 10:30] = 1, 2
+    image = noise()
+    found = cell_table(labels, image, np.ones(2, np.float32))
+    tracks = Tracks(found, np.array([7, 9]))
+    made = picture_of(Analysed(Frame(image, 0, 1.5e9), tracks, 0.012, 0.008), status=STATUS)
+    return replace(made, parent_id=np.array([0, 3]), **changes)
+
+
 def noise(shape=(48, 64), dtype=np.uint16) -> np.ndarray:
     return np.random.default_rng(0).integers(100, 120, shape).astype(dtype)
 
@@ -119,6 +141,70 @@ def test_a_field_and_what_is_known_of_z_survive_the_wire(changes):
     assert [name for name in ("z_um", "flags") if getattr(got, name) is None] == [
         name for name in ("z_um", "flags") if name in changes
     ]
+
+
+CELL_COLUMNS = ("area_px", "mean_intensity", "parent_id")
+
+
+def test_cells_survive_the_wire():
+    sent = cell_picture()
+    got = decode_picture(encode_picture(sent))
+    for name in ("pixels", "labels", "track_id", *CELL_COLUMNS):
+        np.testing.assert_array_equal(getattr(got, name), getattr(sent, name))
+        assert getattr(got, name).dtype == getattr(sent, name).dtype
+    np.testing.assert_array_equal(got.area_px, [200, 200])
+    noisy = np.random.default_rng(0).integers(0, 3, (48, 64)).astype(np.int32)
+    np.testing.assert_array_equal(decode_picture(encode_picture(cell_picture(labels=noisy))).labels, noisy)
+
+
+def test_labels_add_little_to_a_message():
+    sent = picture_of(cells(), status=STATUS)
+    assert len(sent) > 180
+    plain = encode_picture(replace(sent, labels=None))
+    message = encode_picture(sent)
+    assert len(message) - len(plain) < 0.15 * sent.pixels.nbytes
+    np.testing.assert_array_equal(decode_picture(message).labels, cells().tracks.detections.labels)
+    worst = np.arange(48 * 64, dtype=np.int32).reshape(48, 64) % 3  # no two neighbours are alike
+    n_more = len(encode_picture(cell_picture(labels=worst))) - len(encode_picture(cell_picture(labels=None)))
+    assert n_more <= 8 * worst.size + 64
+
+
+def test_labels_are_thinned_like_the_pixels():
+    analysed_cells = cells()
+    shown = picture_of(analysed_cells, status=STATUS, max_side_px=200)
+    assert shown.stride == 3
+    np.testing.assert_array_equal(shown.labels, analysed_cells.tracks.detections.labels[::3, ::3])
+
+
+def test_labels_of_another_frame_are_refused():
+    tracks = cells().tracks
+    wrong = replace(tracks, detections=replace(tracks.detections, labels=np.zeros((512, 500), np.int32)))
+    with pytest.raises(ValueError, match="expected labels of 512 x 512 pixels like frame 0, got"):
+        picture_of(replace(cells(), tracks=wrong), status=STATUS)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_frame_without_cells_has_labels_where_the_model_segments(asked):
+    nothing = picture_of(analysed(noise()), status=STATUS, cells=asked)
+    assert (nothing.labels is not None) == asked
+    got = decode_picture(encode_picture(nothing)).labels
+    assert not asked or (got.shape == (48, 64) and not got.any())
+    assert picture_of(analysed(noise(), [3.0], [4.0]), status=STATUS, cells=asked).labels is None  # that is no cell
+
+
+def test_a_sink_sends_cells_and_says_so_of_an_empty_frame():
+    sink = DisplaySink(status=lambda: STATUS, max_fps=1e6, cells=True)
+    stream = PictureStream(sink.address)
+    assert sink.wait_for_view(10)
+    sink.write(cells())
+    got = stream.read(10)
+    sink.write(analysed(noise(), index=1))
+    empty = stream.read(10)
+    stream.close()
+    sink.close()
+    np.testing.assert_array_equal(got.labels, cells().tracks.detections.labels)
+    assert got.parent_id is None
+    assert empty.labels.max() == 0
 
 
 def test_a_field_too_large_to_send_is_left_out_and_the_picture_still_comes():
@@ -235,6 +321,29 @@ HOSTILE_WITH_FIELD = {
 }
 
 
+HOSTILE_WITH_CELLS = {
+    "runs that are not there": lambda good: with_header(good, n_runs=99),
+    "no runs": lambda good: with_header(good, n_runs=0),
+    "runs untold": lambda good: with_header(good, n_runs=None),
+    "runs of text": lambda good: with_header(good, n_runs="40"),
+    "more runs than pixels": lambda good: with_header(good, n_runs=2**40),
+    "runs too long": lambda good: good[: -8 * N_RUNS] + b"\xff" * (4 * N_RUNS) + good[-4 * N_RUNS :],
+    "runs of nothing": lambda good: good[: -8 * N_RUNS] + bytes(4 * N_RUNS) + good[-4 * N_RUNS :],
+    "a label without a row": lambda good: good[:-4] + struct.pack("<i", 3),
+    "a label below 0": lambda good: good[:-4] + struct.pack("<i", -1),
+    "runs cut off": lambda good: good[:-4],
+}
+N_RUNS = 41  # one to begin with, two a row of a cell
+
+
+@pytest.mark.parametrize("name", HOSTILE_WITH_CELLS)
+def test_damaged_and_hostile_messages_with_cells_are_refused(name):
+    good = encode_picture(cell_picture())
+    assert decode_picture(good).labels is not None
+    with pytest.raises(ValueError, match="expected a message of a oneframe live view"):
+        decode_message(HOSTILE_WITH_CELLS[name](good))
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_damaged_and_hostile_messages_are_refused(name):
     with pytest.raises(ValueError, match="expected a message of a oneframe live view"):
@@ -268,6 +377,9 @@ CONTRADICTIONS = {
     "z range": ({"z_range_um": (5.0, -5.0)}, "z_range_um must be two finite values"),
     "z": ({"z_um": np.zeros(5, np.float32)}, "column z_um must be <f4"),
     "field": ({"field": np.ones((48, 64), np.complex128)}, "must be <c8 of shape"),
+    "labels": ({"labels": np.zeros((48, 63), np.int32)}, "labels must be <i4 of shape .48, 64. like the pixels"),
+    "labels of bytes": ({"labels": np.zeros((48, 64), np.uint8)}, "labels must be <i4"),
+    "labels without rows": ({"labels": np.full((48, 64), 3, np.int32)}, "labels must be from 0 to 2, .* got 3 to 3"),
     "cells": ({"field": np.ones((24, 32), np.complex64)}, "with 1 pixels per cell .* give `DisplaySink`"),
 }
 

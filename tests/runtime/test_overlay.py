@@ -2,7 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
+from oneframe.acquisition import open_source
 from oneframe.runtime.detections import Detections, Tracks
+from oneframe.runtime.outline import rims
 from oneframe.runtime.overlay import RING_RGB, TAIL_RGB, draw_overlay, magnification, write_png
 
 
@@ -64,16 +66,49 @@ def test_tracks_and_tails_are_drawn():
     np.testing.assert_allclose(centre_of(is_colour(rgb, RING_RGB)) / k, [100.3, 150.3], atol=1.0)
 
 
-def test_labels_are_outlined():
+def colours_along(rgb, labels, label, k) -> set[tuple[int, ...]]:
+    """Return the colours in the enlarged border pixels of a cell; grey is the picture."""
+    rim = rims(np.where(labels == label, 1, 0)).repeat(k, axis=0).repeat(k, axis=1)
+    inside = rgb[rim]
+    return {tuple(colour) for colour in inside[np.ptp(inside, axis=1) > 0].tolist()}
+
+
+def test_touching_cells_are_outlined_apart_and_nothing_else_is_coloured():
     labels = np.zeros((160, 240), np.int32)
     labels[40:80, 50:100], labels[40:80, 100:130] = 1, 2
     rgb = draw_overlay(noise(), found([60], [75], labels=labels), diameter_px=12)
     k = magnification((160, 240), 12)
-    rim = is_colour(rgb, RING_RGB)
+    coloured = np.ptp(rgb, axis=2) > 0
     for inside in ((40, 60), (79, 60), (60, 50), (60, 99), (60, 100), (60, 129)):
-        assert rim[k * inside[0] : k * inside[0] + k, k * inside[1] : k * inside[1] + k].any(), inside
-    assert not rim[k * 45 : k * 75, k * 55 : k * 95].any()
-    assert not rim[: k * 40].any()
+        assert coloured[k * inside[0] : k * inside[0] + k, k * inside[1] : k * inside[1] + k].any(), inside
+    np.testing.assert_array_equal(
+        coloured.reshape(160, k, 240, k).any(axis=(1, 3)), rims(labels)
+    )  # in border pixels, and in all
+    assert coloured[k * 60, k * 90 : k * 110].sum() == 4  # two lines of 2 px side by side
+    (first,), (second,) = (colours_along(rgb, labels, label, k) for label in (1, 2))
+    assert first != second
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_every_simulated_cell_has_one_colour_and_neighbours_another(tracked):
+    source = open_source("sim:cells?seed=3&width=160&height=160&n=30")
+    frame = source.read(5.0)
+    truth = source.truth()
+    detections = found(truth.y_px, truth.x_px, labels=truth.labels)
+    rgb = draw_overlay(frame.pixels, Tracks(detections, truth.cell_id) if tracked else detections, diameter_px=36)
+    k = magnification((160, 160), 36)
+    colours = [colours_along(rgb, truth.labels, label, k) for label in range(1, len(detections) + 1)]
+    assert [len(colour) for colour in colours] == [1] * len(detections)
+    below, above = truth.labels[1:], truth.labels[:-1]
+    met = (below != above) & (below > 0) & (above > 0)
+    assert met.any()
+    for a, b in zip(below[met].tolist(), above[met].tolist(), strict=True):
+        assert colours[a - 1] != colours[b - 1]
+
+
+def test_an_image_without_cells_stays_grey():
+    rgb = draw_overlay(noise(), found([], [], labels=np.zeros((160, 240), np.int32)), diameter_px=12)
+    assert (np.ptp(rgb, axis=2) == 0).all()
 
 
 def test_channels_nan_and_positions_outside_do_no_harm():
