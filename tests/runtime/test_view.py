@@ -16,16 +16,20 @@ from pyqtgraph.Qt import QtCore, QtGui, QtTest  # noqa: E402
 
 from oneframe.acquisition import Frame, open_source  # noqa: E402
 from oneframe.runtime.account import Status  # noqa: E402
+from oneframe.runtime.cell_table import cell_table  # noqa: E402
 from oneframe.runtime.detections import Detections, Flag, Tracks  # noqa: E402
 from oneframe.runtime.display import DisplaySink, Notice, PictureStream, picture_of, start_viewer  # noqa: E402
 from oneframe.runtime.field_reader import FieldReader, HologramSettings  # noqa: E402
 from oneframe.runtime.optics import Optics  # noqa: E402
+from oneframe.runtime.outline import CELL_RGB, CellColours, rims  # noqa: E402
 from oneframe.runtime.seams import Analysed  # noqa: E402
 from oneframe.runtime.view import (  # noqa: E402
     RING_RGB,
     TAIL_RGB,
     LiveWindow,
     Tails,
+    area_text,
+    cell_text,
     length_label,
     main,
     nice_length,
@@ -815,3 +819,235 @@ def test_the_end_of_a_run_brings_the_last_emitters(qt, emitter_view):
     sink.close()
     wait_until(qt, lambda: window.ended)
     assert window._grown.grown.n_localisations == 20 * 80
+
+
+CELL_FILM = "sim:cells?seed=5&width=128&height=128&n=14&photons=20&doubling_frames=20"
+CELL_FRAMES = 6
+VISIBLE = np.ones((128, 128), bool)
+VISIBLE[100:, 80:] = False  # the scale bar
+
+
+@functools.cache
+def film() -> tuple[Analysed, ...]:
+    """Return a film of simulated cells that divide, with their true outlines; the image is dim."""
+    source, frames = open_source(CELL_FILM), []
+    for _ in range(CELL_FRAMES):
+        frame, truth = source.read(5.0), source.truth()
+        found = cell_table(truth.labels, frame.pixels, np.ones(len(truth.cell_id), np.float32))
+        frames.append(Analysed(frame, Tracks(found, truth.cell_id), 0.012, 0.008))
+    return tuple(frames)
+
+
+@functools.cache
+def parents() -> tuple[np.ndarray, ...]:
+    source, told = open_source(CELL_FILM), []
+    for _ in range(CELL_FRAMES):
+        source.read(5.0)
+        told.append(source.truth().parent_id)
+    return tuple(told)
+
+
+def shown_cells(index=0, **changes):
+    picture = picture_of(film()[index], status=STATUS, cells=True)
+    return replace(picture, parent_id=parents()[index], **changes)
+
+
+def on_screen(qt, window, tmp_path, name="cells.png") -> np.ndarray:
+    for _ in range(3):
+        qt.processEvents()
+    return screenshot(window, tmp_path / name)
+
+
+def colours_in(window, rgb, rows_yx) -> set[tuple[int, ...]]:
+    """Return the colours on the screen within some pixels (y, x) of the camera; grey is the picture."""
+    seen = set()
+    for y, x in rows_yx.tolist():
+        (top, left), (bottom, right) = window.to_window_px(y - 0.5, x - 0.5), window.to_window_px(y + 0.5, x + 0.5)
+        part = rgb[round(top) : round(bottom), round(left) : round(right)].reshape(-1, 3)
+        seen |= {tuple(colour) for colour in part[np.ptp(part, axis=1) > 20].tolist()}
+    return seen
+
+
+def key(window, letter: str) -> None:
+    QtTest.QTest.keyClick(window, getattr(QtCore.Qt.Key, f"Key_{letter}"))
+
+
+def test_outlines_lie_on_the_border_pixels_of_each_cell_from_the_wire(qt, window, sink, tmp_path):
+    assert sink.wait_for_view(10)
+    sink.write(film()[0])
+    wait_until(qt, lambda: window.n_pictures == 1)
+    key(window, "T")
+    rgb = on_screen(qt, window, tmp_path)
+    labels = window.picture.labels
+    colour = CellColours().of(labels, window.picture.track_id)
+    for row in range(len(window.picture)):
+        border = rims(np.where(labels == row + 1, 1, 0)) & VISIBLE
+        assert not border.any() or colours_in(window, rgb, np.argwhere(border)) == {CELL_RGB[colour[row]]}
+    assert not colours_in(window, rgb, np.argwhere((labels > 0) & ~rims(labels) & VISIBLE)[::7])
+    assert not colours_in(window, rgb, np.argwhere((labels == 0) & VISIBLE)[::29])
+    assert len(window._rings.getData()[0]) == 0
+
+
+def test_outlines_stay_on_the_border_when_zoomed_and_in_a_thinned_picture(qt, window, tmp_path):
+    window.take(picture_of(film()[0], status=STATUS, max_side_px=50))
+    key(window, "T")
+    stride, labels = window.picture.stride, window.picture.labels
+    assert stride == 3
+    row = int(np.argmin(np.hypot(window.picture.y_px - 64, window.picture.x_px - 64)))
+    y_px, x_px = float(window.picture.y_px[row]), float(window.picture.x_px[row])
+    for side in (128, 70, 31.7):
+        window._view.setRange(QtCore.QRectF(x_px - side / 2, y_px - side / 2, side, side), padding=0)
+        rgb = on_screen(qt, window, tmp_path)
+        cell = labels == row + 1
+        for j, i in np.argwhere(cell & rims(np.where(cell, 1, 0)))[::3].tolist():
+            for dj, di in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+                if cell[j + dj, i + di]:
+                    continue
+                middle = np.array([j + 0.5 * dj, i + 0.5 * di]) * stride  # of the edge of the pixel
+                at = np.rint(window.to_window_px(*middle)).astype(int)
+                near = rgb[at[0] - 2 : at[0] + 3, at[1] - 2 : at[1] + 3].reshape(-1, 3)
+                assert np.ptp(near, axis=1).max() > 20, (side, j, i)
+
+
+def test_a_cell_keeps_its_colour_and_daughters_have_thick_lines_for_a_while(qt, window, tmp_path):
+    key(window, "T")
+    colour_of, widths = {}, {}
+    for index in range(CELL_FRAMES):
+        window.take(shown_cells(index))
+        rgb, picture = on_screen(qt, window, tmp_path), window.picture
+        for row, track in enumerate(picture.track_id.tolist()):
+            cell = picture.labels == row + 1
+            if not VISIBLE[cell].all() or cell.sum() < 60:
+                continue
+            colours = colours_in(window, rgb, np.argwhere(cell & rims(picture.labels))[::3])
+            assert len(colours) == 1
+            assert colour_of.setdefault(track, colours) == colours
+            y, x = np.argwhere(cell & (np.arange(128) == int(picture.x_px[row])))[0]
+            (top, left), (bottom, _) = window.to_window_px(y - 0.5, x), window.to_window_px(y + 4.5, x)
+            line = rgb[round(top) : round(bottom), round(left)]
+            widths.setdefault(track, []).append(int((np.ptp(line, axis=1) > 20).sum()))
+    newborn = set(film()[-1].tracks.track_id.tolist()) - set(film()[0].tracks.track_id.tolist())
+    newborn = {track for track in newborn if track in widths and parents()[-1][film()[-1].tracks.track_id == track] > 0}
+    old = set(widths) & set(film()[0].tracks.track_id.tolist())
+    assert len(newborn) >= 2
+    assert len(old) >= 5
+    assert np.median([widths[track][-1] for track in newborn]) > np.median([widths[track][-1] for track in old])
+
+
+def test_outlines_areas_and_numbers_are_switched_by_keys(qt, window, tmp_path):
+    window.take(shown_cells())
+    key(window, "T")
+    row = int(np.argmax(window.picture.area_px))
+    y, x = (int(centre) + 6 for centre in (window.picture.y_px[row], window.picture.x_px[row]))
+    around = np.array([[y, x]])
+    both = on_screen(qt, window, tmp_path, "both.png")
+    key(window, "A")
+    filled = on_screen(qt, window, tmp_path, "filled.png")
+    assert not colours_in(window, both, around)
+    assert colours_in(window, filled, around)
+    key(window, "O")
+    areas = on_screen(qt, window, tmp_path, "areas.png")
+    lines = {tuple(colour) for colour in CELL_RGB}
+    assert lines & set(map(tuple, filled.reshape(-1, 3).tolist()))
+    assert not lines & set(map(tuple, areas.reshape(-1, 3).tolist()))
+    key(window, "A")
+    key(window, "R")  # no rings to hide
+    none = on_screen(qt, window, tmp_path, "none.png")
+    top, bottom = (round(window.to_window_px(at, 0)[0]) for at in (0, 100))
+    assert np.ptp(none[top:bottom], axis=2).max() < 20
+    key(window, "O")
+    np.testing.assert_array_equal(on_screen(qt, window, tmp_path, "again.png")[top:bottom], both[top:bottom])
+    key(window, "I")
+    numbers = on_screen(qt, window, tmp_path, "numbers.png")
+    centre = [round(at) for at in window.to_window_px(window.picture.y_px[row], window.picture.x_px[row])]
+    near = np.s_[centre[0] - 8 : centre[0] + 9, centre[1] - 12 : centre[1] + 13]
+    assert (numbers[near] != both[near]).any()
+    assert (numbers[near].min(axis=2) > 200).sum() > 5
+    window._view.setRange(QtCore.QRectF(-2000, -2000, 4000, 4000), padding=0)  # cells too small to read it
+    far = on_screen(qt, window, tmp_path, "far.png")
+    key(window, "I")
+    np.testing.assert_array_equal(on_screen(qt, window, tmp_path, "far_without.png")[top:bottom], far[top:bottom])
+
+
+def test_a_click_on_a_cell_tells_of_it_wherever_it_goes(qt, window):
+    window.take(shown_cells())
+    picture = window.picture
+    row = int(np.argmin(np.hypot(picture.y_px - 64, picture.x_px - 64)))
+    ys, xs = np.nonzero(picture.labels == row + 1)
+    window.select(float(ys[0]), float(xs[0]))  # a border pixel, far from the centre
+    track = int(picture.track_id[row])
+    assert window._label._text.text() == cell_text(picture, row)
+    assert window._label._text.text().startswith(f"cell {track}\narea {len(ys)} px²")
+    assert window._cells.selected_id == track
+    window.take(shown_cells(1))
+    moved = int(np.flatnonzero(window.picture.track_id == track)[0])
+    assert window._label._text.text() == cell_text(window.picture, moved)
+    ys, xs = np.nonzero(window.picture.labels == 0)
+    window.select(float(ys[50]), float(xs[50]))
+    assert not window._label._text.isVisible()
+    window.select(-5.0, 1e6)
+    assert not window._label._text.isVisible()
+
+
+def test_what_is_told_of_a_cell():
+    picture = shown_cells(CELL_FRAMES - 1, pixel_size_um=0.5)
+    row = int(np.flatnonzero(picture.parent_id > 0)[0])
+    area_px, intensity = float(picture.area_px[row]), float(picture.mean_intensity[row])
+    expected = [
+        f"cell {picture.track_id[row]}",
+        f"area {area_px:.0f} px²  {' '.join(area_text(area_px, 0.5))}",
+        f"intensity {intensity:.4g}",
+        f"daughter of {picture.parent_id[row]}",
+    ]
+    assert cell_text(picture, row).split("\n") == expected
+    bare = replace(picture, pixel_size_um=None, mean_intensity=None, parent_id=None)
+    assert cell_text(bare, row).split("\n") == [expected[0], f"area {area_px:.0f} px²"]
+
+
+def test_the_status_line_counts_cells_and_tells_their_median_area(window):
+    status = replace(STATUS, n_detections=len(film()[0].tracks))
+    window.take(shown_cells(pixel_size_um=None, status=status))
+    window.show_status()
+    area_px = np.median(film()[0].tracks.detections.area_px)
+    line = visible(window._line.text())
+    assert line.endswith(f"cells {len(film()[0].tracks)} | median area {area_px:>4.0f} px²")
+    assert "particles" not in line
+    window.take(shown_cells(1, pixel_size_um=None, area_px=None))  # then the labels tell
+    window.show_status()
+    area_px = np.median(film()[1].tracks.detections.area_px)
+    assert visible(window._line.text()).endswith(f"median area {area_px:>4.0f} px²")
+    assert "outlines, filled areas" in window._help.text()
+    assert "rings" not in window._help.text()
+
+
+def test_frames_without_cells_and_without_labels_are_shown(qt, window, tmp_path):
+    window.take(shown_cells())
+    window.select(float(window.picture.y_px[0]), float(window.picture.x_px[0]))
+    empty = Analysed(film()[0].frame, Tracks(Detections.none(), np.empty(0, np.int64)), 0.012, 0.008)
+    window.take(picture_of(empty, status=STATUS, cells=True))
+    rgb = on_screen(qt, window, tmp_path)
+    top, bottom = (round(window.to_window_px(at, 0)[0]) for at in (0, 100))
+    assert not set(CELL_RGB) & set(map(tuple, rgb[top:bottom].reshape(-1, 3).tolist()))
+    assert "median area    –" in visible(window._line.text())
+    plain = shown(np.float32([[64, 64]]), shape=(128, 128))
+    window.take(plain)
+    rgb = on_screen(qt, window, tmp_path)
+    assert ring_on_screen(window, rgb, 64.0, 64.0, DIAMETER_PX / 2) > 0.9
+    window.take(shown_cells(1))
+    assert set(CELL_RGB) & set(map(tuple, on_screen(qt, window, tmp_path).reshape(-1, 3).tolist()))
+
+
+def test_the_viewer_process_draws_outlines(sink, tmp_path):
+    path = tmp_path / "viewer.png"
+    viewer = start_viewer(sink.address, title="cells.onnx", diameter_px=36, screenshot=path, after_frames=2)
+    gone = threading.Event()
+    watcher = threading.Thread(target=lambda: (viewer.wait(60), gone.set()))
+    watcher.start()
+    while not gone.wait(0.02):
+        sink.write(film()[0])
+    watcher.join()
+    assert viewer.returncode == 0
+    rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    seen = set(map(tuple, rgb.reshape(-1, 3).tolist()))
+    colours = CellColours().of(film()[0].tracks.detections.labels, film()[0].tracks.track_id)
+    assert {CELL_RGB[colour] for colour in colours.tolist()} <= seen
