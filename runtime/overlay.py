@@ -160,7 +160,7 @@ def _draw_outlines(rgb: RGB, labels: NDArray[np.int32], track_id: NDArray[np.int
         track_id = np.arange(n_cells)
     colour = np.array(CELL_RGB, np.uint8)[CellColours().of(labels, track_id)]  # (N, 3)
     enlarged = _enlarged(labels, k)
-    rim = rims(enlarged, 1 if k < 3 else 2)
+    rim = rims(enlarged, min(k, 2))
     rgb[rim] = colour[enlarged[rim] - 1]
 
 
