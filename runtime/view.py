@@ -503,8 +503,8 @@ class ParticleLabel:
 class CellLayer(pg.GraphicsObject):  # type: ignore[misc]  # Qt comes untyped through pyqtgraph
     """Outlines of cells, drawn anew at every zoom: a line along the inside of each cell's border.
 
-    The pixels of the screen are computed here, not painted as paths: 400 paths of some 30 points cost several times as
-    much, and what is drawn is the very border of the pixels below.
+    The pixels of the screen are computed here, not painted as paths: the cost does not grow with the number of cells,
+    and what is drawn is the very border of the pixels below.
     """
 
     def __init__(self) -> None:
