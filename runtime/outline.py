@@ -15,7 +15,7 @@ CELL_RGB: tuple[tuple[int, int, int], ...] = (
     (180, 240, 165),
     (150, 90, 255),
 )
-"""Colours of cells, found by search: they differ for every kind of colour vision, from one another and from any grey."""
+"""Colours of cells, found by search: for every kind of vision they differ from one another and from any grey."""
 
 _NEAR_PX, _FAR_PX = 4, 16
 _NEAR_WEIGHT = 16  # cells that touch or nearly do must differ; others should
