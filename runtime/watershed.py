@@ -1,4 +1,4 @@
-"""The classical way to cells: a foreground falls apart where it is narrow, by a watershed of its distance to outside."""
+"""The classical way to cells: a foreground falls apart where it is narrow, by a watershed of distances to outside."""
 
 from __future__ import annotations
 
