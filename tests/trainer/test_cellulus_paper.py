@@ -1,12 +1,13 @@
-"""Pairs of near pixels, their loss by hand, and what it makes of offsets."""
+"""Pairs of near pixels, their loss by hand and what it makes of offsets; the network and the crops as published."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from oneframe.trainer.cellulus_paper import pair_loss, sample_pairs
+from oneframe.trainer.cellulus_paper import PaperNetwork, PaperSettings, draw_crops, pair_loss, sample_pairs
 
 TAU, REGULARISER = 10.0, 1e-5
 
@@ -131,3 +132,129 @@ def test_pixels_of_an_object_come_together():
         square = ends[:, 12:28, columns].flatten(1)
         assert square.std(1).max() < 0.6  # px; 4.6 before
         np.testing.assert_allclose(square.mean(1), [19.5, middle], atol=1)
+
+
+def network(features: int = 6, n_channels: int = 1) -> PaperNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return PaperNetwork(features, n_channels)
+
+
+@pytest.mark.parametrize(("features", "parameters"), [(24, 184_410), (64, 759_810)])
+def test_as_many_parameters_as_published(features, parameters):
+    assert sum(each.numel() for each in PaperNetwork(features).parameters()) == parameters
+
+
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_valid_convolutions_lose_16_px(n_channels):
+    assert network(n_channels=n_channels)(torch.zeros(2, n_channels, 252, 60)).shape == (2, 2, 236, 44)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 50), (41, 50), (40, 51), (41, 51), (10, 11), (18, 64)])
+@torch.no_grad()
+def test_any_size_gets_offsets_everywhere_and_inside_they_are_the_valid_ones(height, width):
+    image, unet = torch.randn(1, 1, height, width, generator=generator()), network()
+    whole = unet.whole(image)
+    assert whole.shape == (1, 2, height, width)
+    if min(height, width) > 20:
+        valid = unet(image)
+        inside = whole[..., 8 : 8 + valid.shape[2], 8 : 8 + valid.shape[3]]
+        torch.testing.assert_close(inside, valid)
+
+
+@torch.no_grad()
+def test_an_offset_knows_18_px_at_most():
+    image, unet = torch.randn(1, 1, 60, 60, generator=generator()), network()
+    changed = image.clone()
+    changed[..., 30, 30] += 5
+    moved = torch.nonzero((unet.whole(image) - unet.whole(changed)).abs().amax(1)[0] > 0)
+    assert (moved.min(0).values >= 30 - 9).all()
+    assert (moved.max(0).values <= 30 + 9).all()
+
+
+@torch.no_grad()
+def test_moved_by_the_grid_of_the_pooling_offsets_move_along():
+    image, unet = torch.randn(1, 1, 60, 70, generator=generator()), network()
+    torch.testing.assert_close(unet(image[..., 4:, 6:]), unet(image)[..., 4:, 6:])
+
+
+def test_the_loss_falls_on_one_frame():
+    y, x = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
+    image = ((y % 24 - 12) ** 2 + (x % 24 - 12) ** 2 < 81).float()[None]
+    settings = PaperSettings(features=8, crops=2, crop_px=64, kappa_px=8, density=0.1)
+    unet, chance = network(8), generator()
+    optimiser = torch.optim.Adam(unet.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(40):
+        anchors, references = sample_pairs(48, 48, settings.kappa_px, settings.density, chance)
+        offsets = unet(draw_crops(image, settings, chance))
+        optimiser.zero_grad()
+        loss = pair_loss(offsets, anchors, references, settings.tau, settings.regulariser)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-10:]) < np.mean(losses[:5]) - 0.05
+
+
+STILL = PaperSettings(crops=5, crop_px=64, jitter_px=0, rotation_rad=0, scale=(1, 1))
+
+
+def test_crops_that_are_not_bent_are_cut_out():
+    y, x = torch.meshgrid(torch.arange(100.0), torch.arange(140.0), indexing="ij")
+    crops = draw_crops(torch.stack([y + 1, x + 1]), STILL, generator())
+    assert crops.shape == (5, 2, 64, 64)
+    step = crops - crops[:, :, :1, :1]
+    line = torch.arange(64.0)
+    torch.testing.assert_close(step[:, 0], line[:, None].expand(5, 64, 64), atol=1e-3, rtol=0)
+    torch.testing.assert_close(step[:, 1], line.expand(5, 64, 64), atol=1e-3, rtol=0)
+    assert len(torch.unique(crops[:, 1, 0, 0])) == 5
+
+
+def test_crops_are_turned_scaled_and_bent():
+    y, x = torch.meshgrid(torch.arange(400.0), torch.arange(400.0), indexing="ij")
+    ramps = torch.stack([y, x])  # what a crop shows is where it was taken from
+    turned = draw_crops(ramps, replace(STILL, crops=40, rotation_rad=math.pi / 2, scale=(0.9, 1.1)), generator())
+    along = (turned[:, :, 32, 42] - turned[:, :, 32, 22]) / 20
+    length, angle = along.norm(dim=1), torch.atan2(-along[:, 0], along[:, 1]).abs()
+    assert (length > 1 / 1.1 - 1e-3).all()
+    assert (length < 1 / 0.9 + 1e-3).all()
+    assert length.std() > 0.03
+    assert angle.min() < 0.2
+    assert 1.3 < angle.max() <= math.pi / 2
+    bent = draw_crops(ramps, replace(STILL, crops=40, jitter_px=2, control_px=32), generator())
+    straight = draw_crops(ramps, replace(STILL, crops=40, jitter_px=0, control_px=32), generator())
+    assert (bent - straight)[:, :, 0, 0].std() == pytest.approx(2, abs=0.5)  # at a control point
+
+
+def test_empty_crops_are_drawn_again_and_small_frames_are_reflected():
+    image = torch.full((1, 400, 400), -1.0)
+    image[0, 100:140, 100:140] = 1
+    crops = draw_crops(image, replace(STILL, crops=8), generator())
+    assert (crops.flatten(1).amax(1) > 0).all()
+    assert draw_crops(-image.abs(), replace(STILL, crops=2), generator()).shape == (2, 1, 64, 64)  # none has any light
+    small = torch.rand(1, 30, 90, generator=generator()) + 0.1
+    crops = draw_crops(small, replace(STILL, crops=2), generator())
+    assert crops.min() > 0
+    assert torch.equal(crops, draw_crops(small, replace(STILL, crops=2), generator()))
+
+
+def test_the_rate_falls_where_it_is_told_to():
+    assert PaperSettings().learning_rate_at(99_999) == 4e-5
+    stepped = PaperSettings(n_steps=50, drops=(0.4, 0.6))
+    rates = [stepped.learning_rate_at(step) for step in (0, 19, 20, 29, 30, 49)]
+    np.testing.assert_allclose(rates, [4e-5, 4e-5, 4e-6, 4e-6, 4e-7, 4e-7])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"features": 0}, "features must be 1 or more"),
+        ({"crop_px": 30}, "crop_px must be 38 or more"),
+        ({"crop_px": 65}, "crop_px must be even"),
+        ({"tau": 0}, "tau must be above 0"),
+        ({"scale": (1.1, 0.9)}, "a scale from low to high"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        PaperSettings(**wrong)
