@@ -41,8 +41,8 @@ def size_filter(labels: Labels, least_px: float) -> Labels:
     last = np.append(of_cell[order[1:]] != of_cell[order[:-1]], True)
     stays = np.zeros(len(area), bool)
     stays[order[last]] = area[order[last]] >= least_px
-    kept = np.repeat(np.where(stays[piece], cell, 0), length).reshape(labels.shape)
-    return consecutive(_without_holes(kept))
+    kept = consecutive(np.where(stays[piece], cell, 0))  # holes lie within: filling them leaves the order
+    return _without_holes(np.repeat(kept, length).reshape(labels.shape))
 
 
 def shrink(labels: Labels, *, grow_px: float = 3, shrink_px: float = 6) -> Labels:
@@ -89,9 +89,9 @@ def nucleus_cut(labels: Labels, image: NDArray[Any]) -> Labels:
     inside = np.flatnonzero(labels.ravel() != 0)
     cell, value = labels.ravel()[inside], image.ravel()[inside].astype(np.float64)
     threshold = otsu_splits(value, cell, int(cell.max(initial=0)) + 1).threshold
-    cut = labels.copy()
-    cut.ravel()[inside[value < threshold[cell]]] = 0
-    return consecutive(_without_holes(cut))
+    cut = np.zeros_like(labels)
+    cut.ravel()[inside] = consecutive(np.where(value >= threshold[cell], cell, 0))
+    return _without_holes(cut)
 
 
 def half_maximum_cut(
@@ -134,9 +134,9 @@ def half_maximum_cut(
         bright = _percentile(own) if len(own) else 0.0
         if bright > 0:
             least[k] = share * bright
-    cut = labels.copy()
-    cut.ravel()[inside[light < least[cell]]] = 0
-    return consecutive(cut)
+    cut = np.zeros_like(labels)
+    cut.ravel()[inside] = consecutive(np.where(light >= least[cell], cell, 0))
+    return cut
 
 
 def _percentile(values: NDArray[np.float32]) -> float:

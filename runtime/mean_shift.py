@@ -71,7 +71,7 @@ def mean_shift(
         if free[k]:
             free[tree.query_ball_point(centre[k], bandwidth)] = False
             kept.append(k)
-    return centre[kept]
+    return np.asarray(centre[kept])
 
 
 def nearest_centre(points: Points, centres: Points) -> NDArray[np.int64]:
@@ -86,7 +86,7 @@ def nearest_centre(points: Points, centres: Points) -> NDArray[np.int64]:
     for k in np.flatnonzero(distance[:, 1] <= distance[:, 0] * (1 + 1e-12)):
         squares = ((centres - points[k]) ** 2).sum(1)
         found[k] = np.flatnonzero(squares <= squares.min() * (1 + 1e-12))[0]
-    return found
+    return np.asarray(found)
 
 
 def mean_shift_labels(
@@ -135,7 +135,7 @@ def mean_shift_labels(
     labels = np.zeros(foreground.shape, np.int32)
     inside = foreground & np.isfinite(offsets).all(0)
     row, column = np.nonzero(inside)
-    end = np.column_stack([row, column]) + offsets[:, row, column].T.astype(np.float64)
+    end: Points = np.column_stack([row, column]).astype(np.float64) + offsets[:, row, column].T
     drawn = end[rng.random(len(end)) < sample]
     if not len(end):
         return labels

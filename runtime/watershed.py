@@ -100,7 +100,8 @@ def _joined(
 ) -> NDArray[np.int32]:
     """Return the cell of each pixel, from 1, after summits too near or too little parted have been joined."""
     width, flat = height.shape[1], height.ravel()
-    tops, basin = np.unique(summit, return_inverse=True)
+    is_top = summit == np.arange(len(summit))
+    tops, basin = np.flatnonzero(is_top), (np.cumsum(is_top) - 1)[summit]
     of = np.full(len(flat), -1, np.intp)
     of[pixel] = basin
     pairs, passes = [], []
@@ -125,8 +126,8 @@ def _joined(
         return k
 
     for code, saddle in zip(pair[order].tolist(), level[order].tolist(), strict=True):
-        a, b = sorted((root(code // len(tops)), root(code % len(tops))), key=lambda k: (-peak[k], k))
-        near = (y[a] - y[b]) ** 2 + (x[a] - x[b]) ** 2 < least_px**2
-        if a != b and (near or saddle > (1 - least_depth) * peak[b]):
-            parent[b] = a
+        higher, lower = sorted((root(code // len(tops)), root(code % len(tops))), key=lambda k: (-peak[k], k))
+        near = (y[higher] - y[lower]) ** 2 + (x[higher] - x[lower]) ** 2 < least_px**2
+        if higher != lower and (near or saddle > (1 - least_depth) * peak[lower]):
+            parent[lower] = higher
     return np.array([root(k) for k in range(len(tops))], np.int32)[basin] + 1
