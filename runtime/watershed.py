@@ -130,4 +130,4 @@ def _joined(
         near = (y[higher] - y[lower]) ** 2 + (x[higher] - x[lower]) ** 2 < least_px**2
         if higher != lower and (near or saddle > (1 - least_depth) * peak[lower]):
             parent[lower] = higher
-    return np.array([root(k) for k in range(len(tops))], np.int32)[basin] + 1
+    return np.asarray(np.array([root(k) + 1 for k in range(len(tops))], np.int32)[basin])
