@@ -37,9 +37,9 @@ Mask = NDArray[np.bool_]
 class SupportedSettings:
     """Sets, loss, network and schedule; lengths at the reference scale, at which a cell is 24 to 30 px wide."""
 
-    n_steps: int = 450
+    n_steps: int = 1000
     learning_rate: float = 4e-3
-    crops: int = 8
+    crops: int = 4
     """Crops of a step, half of them of either set."""
     crop_px: int = 96
     margin_px: int = 8
@@ -47,7 +47,7 @@ class SupportedSettings:
     n_rays: int = N_RAYS
     pseudo_weight: float = 0.5
     """a in (1 - a) L_sparse + a L_pseudo."""
-    ray_weight: float = 1.0
+    ray_weight: float = 0.5
     """w in BCE + w prob |d - d*|, 1/px."""
     near_px: float = 30.0
     """Background nearer than this to an annotated cell belongs to the sparse set."""
@@ -157,6 +157,12 @@ class StarNetwork(nn.Module):
         self.head = nn.Conv2d(fine, 64, 1)
         self.told = nn.Conv2d(64, 1 + n_rays, 1)
         with torch.no_grad():
+            for layer in self.modules():
+                if isinstance(layer, nn.Conv2d) and layer is not self.told:  # torch's own start is too faint here
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            for residual in (self.middle, *self.coarse):
+                residual.weight.mul_(0.3)  # type: ignore[operator, union-attr]
             nn.init.constant_(self.told.bias, _FIRST_RAY)  # type: ignore[arg-type]
             self.told.bias[0] = _FIRST_LOGIT  # type: ignore[index]
 
