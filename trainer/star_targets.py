@@ -51,8 +51,7 @@ def star_targets(labels: NDArray[Any], n_rays: int = N_RAYS) -> tuple[NDArray[np
 
 def _depth(cells: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the normalised distance of each pixel to the outside of its cell."""
-    import cv2
-    from scipy.ndimage import find_objects
+    from scipy.ndimage import distance_transform_edt, find_objects
 
     prob = np.zeros(cells.shape, np.float32)
     _, number = np.unique(cells, return_inverse=True)
@@ -60,9 +59,8 @@ def _depth(cells: NDArray[np.int64]) -> NDArray[np.float32]:
     for k, box in enumerate(find_objects(number), 1):
         around = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
         own = number[around] == k
-        depth = np.ones(own.shape, np.float32)
-        if not own.all():
-            depth = cv2.distanceTransform(own.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        # not cv2.distanceTransform: its last digit changes with where the memory lies
+        depth = np.ones(own.shape) if own.all() else distance_transform_edt(own)
         prob[around][own] = depth[own] / depth[own].max()
     return prob
 

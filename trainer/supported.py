@@ -38,7 +38,7 @@ class SupportedSettings:
     """Sets, loss, network and schedule; lengths at the reference scale, at which a cell is 24 to 30 px wide."""
 
     n_steps: int = 1000
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     crops: int = 4
     """Crops of a step, half of them of either set."""
     crop_px: int = 96
@@ -169,7 +169,9 @@ class StarNetwork(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and rays; an image of at least 8 x 8 px."""
         height, width = image.shape[-2:]
-        padded = F.pad(image, (0, -width % MULTIPLE_PX, 0, -height % MULTIPLE_PX), mode="reflect")
+        most, above = MULTIPLE_PX, MULTIPLE_PX - 1
+        padded = F.pad(image, (0, above, 0, above), mode="reflect")  # by a fixed size: the graph is for any H and W
+        padded = padded[..., : (height + above) // most * most, : (width + above) // most * most]
         fine = self.fine(F.pixel_unshuffle(padded, GRID_PX))
         middle = F.relu(self.down(fine))
         middle = F.relu(middle + self.middle(middle))
