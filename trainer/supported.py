@@ -162,7 +162,7 @@ class StarNetwork(nn.Module):
                     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
             for residual in (self.middle, *self.coarse):
-                residual.weight.mul_(0.3)  # type: ignore[operator, union-attr]
+                residual.weight.mul_(0.3)
             nn.init.constant_(self.told.bias, _FIRST_RAY)  # type: ignore[arg-type]
             self.told.bias[0] = _FIRST_LOGIT  # type: ignore[index]
 
@@ -271,7 +271,7 @@ class _Crops:
         """Turn and flip both; the rays change places."""
         n = self.settings.n_rays
         ray = np.arange(n)
-        turns, flip = self.rng.integers(4), self.rng.integers(2)
+        turns, flip = int(self.rng.integers(4)), self.rng.integers(2)
         image, target = np.rot90(image, turns), np.rot90(target, turns, axes=(1, 2))
         ray = (ray - turns * (n // 4)) % n
         if flip:
@@ -284,7 +284,7 @@ class _Crops:
         s, rng = self.settings, self.rng
         blur_px = rng.uniform(-s.blur_px, s.blur_px)  # half of them stay as sharp as they are
         if blur_px > 0.2:
-            image = cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), blur_px)
+            image = np.asarray(cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), blur_px), np.float32)
         changed = image * (1 + rng.uniform(-s.brightness, s.brightness)) + rng.uniform(-s.brightness, s.brightness) / 2
         noise = rng.standard_normal(image.shape, np.float32) * rng.uniform(0, s.noise)
         return np.asarray(changed + noise, np.float32)
