@@ -6,6 +6,7 @@ sets at once, the sparse one of the annotated cells and the pseudo one of all th
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,8 +46,9 @@ class SupportedSettings:
     margin_px: int = 8
     """At the edge of a crop nothing is learned: there the network does not see enough."""
     n_rays: int = N_RAYS
-    pseudo_weight: float = 0.5
-    """a in (1 - a) L_sparse + a L_pseudo."""
+    pseudo_weight: float | None = None
+    """a in (1 - a) L_sparse + a L_pseudo; 0.5 in the paper. None: 0.5 times how well the pseudo labels agree with the
+    annotations (`SupportedSets.agreement`), so that bad ones are not learned once more."""
     ray_weight: float = 0.5
     """w in BCE + w prob |d - d*|, 1/px."""
     near_px: float = 30.0
@@ -75,10 +77,10 @@ class SupportedSettings:
                 f"expected crop_px in multiples of {MULTIPLE_PX} beyond both margins, crops even and n_rays in "
                 f"multiples of 4, got {self.crop_px}, {self.crops} and {self.n_rays}"
             )
-        if not self.learning_rate > 0 or not 0 < self.least_overlap < 1 or not 0 <= self.pseudo_weight <= 1:
+        if not self.learning_rate > 0 or not 0 < self.least_overlap < 1 or not 0 <= (self.pseudo_weight or 0) <= 1:
             raise ValueError(
                 f"expected learning_rate above 0, least_overlap between 0 and 1 and pseudo_weight 0 to 1, got "
-                f"{self.learning_rate:g}, {self.least_overlap:g} and {self.pseudo_weight:g}"
+                f"{self.learning_rate:g}, {self.least_overlap:g} and {self.pseudo_weight}"
             )
         for name in ("ray_weight", "near_px", "rim_px", "brightness", "noise", "blur_px"):
             if not getattr(self, name) >= 0:
@@ -95,6 +97,8 @@ class SupportedSets:
     """(H, W), pixels of the sparse set: annotated cells, known background, and background near annotated cells."""
     pseudo: Mask
     """(H, W), pixels of the pseudo set: all whose label is known."""
+    agreement: float
+    """Mean over annotated cells of the intersection over union with the best pseudo cell, 0..1; NaN without any."""
 
 
 def supported_sets(pseudo: Labels, annotations: Labels, settings: SupportedSettings) -> SupportedSets:
@@ -133,7 +137,10 @@ def supported_sets(pseudo: Labels, annotations: Labels, settings: SupportedSetti
     distance = distance_transform_edt(~annotated) if annotated.any() else np.full(pseudo.shape, np.inf)
     known = ~gone[pseudo] | annotated | (annotations < 0) | (distance <= settings.rim_px)
     near = (labels == 0) & (distance < settings.near_px)
-    return SupportedSets(labels, known & (annotated | (annotations < 0) | near), known)
+    iou = np.zeros(len(given))
+    np.maximum.at(iou, pairs[1], shared / (area[pairs[0]] + given[pairs[1]] - shared))
+    agreement = float(iou[given > 0].mean()) if annotated.any() else float("nan")
+    return SupportedSets(labels, known & (annotated | (annotations < 0) | near), known, agreement)
 
 
 class StarNetwork(nn.Module):
@@ -337,9 +344,10 @@ def train_supported(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = StarNetwork(settings.n_rays, settings.channels)
-    weights = {"sparse": 1 - settings.pseudo_weight, "pseudo": settings.pseudo_weight}
-    if not sets.sparse.any():
-        weights = {"pseudo": 1.0}
+    a = settings.pseudo_weight
+    if a is None:  # of known background alone nothing is said of the cells
+        a = 0.5 * (sets.agreement if math.isfinite(sets.agreement) else 1.0)
+    weights = {"sparse": 1 - a, "pseudo": a} if sets.sparse.any() else {"pseudo": 1.0}
     weights = {name: weight for name, weight in weights.items() if weight > 0}
 
     def loss_of_step(_: int) -> Tensor:

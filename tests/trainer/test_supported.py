@@ -110,6 +110,8 @@ def test_sets():
     assert sets.sparse[25, 15]
     assert not sets.sparse[:, 120:].any()
     assert sets.pseudo[:, 120:].all()
+    # drawn: 96 px, of which 88 lie in the 120 of cell 1; and 180 of the 400 of cell 3
+    assert sets.agreement == pytest.approx((88 / (96 + 120 - 88) + 180 / 400) / 2)
 
 
 def test_without_annotations_there_is_no_sparse_set():
@@ -119,6 +121,7 @@ def test_without_annotations_there_is_no_sparse_set():
     assert np.array_equal(sets.labels, pseudo)
     assert sets.pseudo.all()
     assert not sets.sparse.any()
+    assert np.isnan(sets.agreement)
 
 
 def test_what_is_unknown_is_not_learned():
