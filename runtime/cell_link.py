@@ -113,7 +113,7 @@ class CellLinker:
 
         self.settings = settings or CellLinkSettings()
         self._tracks = _CellTracks.none()
-        self._pixels = _Pixels.none()
+        self._masks = _Runs.none()
         self._next_id = 1
         self._last_index: int | None = None
         self._shape: tuple[int, ...] | None = None
@@ -148,9 +148,9 @@ class CellLinker:
                 "use a new linker for another camera setting"
             )
         s = self.settings
-        tracks, pixels = self._tracks, self._pixels
+        tracks = self._tracks
         tracks.predict(n_elapsed)
-        overlaps = pixels.overlaps(tracks, cells)
+        overlaps = self._masks.overlaps(tracks, cells)
         links = _Links.none(len(tracks.track_id), len(cells.area))
 
         _link_overlapping(tracks, cells, overlaps, links, s)
@@ -184,7 +184,7 @@ class CellLinker:
         parent_id = tracks.parent_id[at_row]
         seen = np.zeros(len(alive), bool)
         seen[at_row] = True
-        self._pixels = pixels.kept(alive & ~seen, cells, at_row)
+        self._masks = self._masks.kept(alive & ~seen, cells, at_row)
         self._tracks = tracks.rows(alive)
         self._next_id += len(born)
         self._last_index = index
@@ -209,15 +209,10 @@ class _Cells:
     shape: tuple[int, ...]
     points: Floats  # (N, 2), y and x, px
     area: Floats  # (N,), px
-    labels: NDArray[np.int32]
-    y: NDArray[np.int32]  # (P,)
-    x: NDArray[np.int32]
-    cell: NDArray[np.int32]  # (P,), 0 .. N - 1
+    runs: _Runs  # of rows 0 .. N - 1
 
     @classmethod
     def of(cls, detections: Detections, index: int) -> _Cells:
-        import cv2
-
         labels, n = detections.labels, len(detections)
         if labels is None:
             raise ValueError(
@@ -232,11 +227,9 @@ class _Cells:
         points = np.column_stack((detections.y_px, detections.x_px)).astype(np.float64)
         if not np.isfinite(points).all():
             raise ValueError(f"positions must be finite, frame {index} has NaN or infinite ones; drop those cells first")
-        found = cv2.findNonZero((labels != 0).view(np.uint8)) if high else None
-        x, y = np.empty((2, 0), np.int32) if found is None else np.ascontiguousarray(found.reshape(-1, 2).T)
-        cell = labels[y, x] - 1
-        area = np.bincount(cell, minlength=n).astype(np.float64)
-        return cls(labels.shape, points, area, labels, y, x, cell)
+        runs = _Runs.of(labels)
+        area = np.bincount(runs.row, runs.length, minlength=n).astype(np.float64)
+        return cls(labels.shape, points, area, runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,40 +244,67 @@ class _Overlaps:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pixels:
-    """The last masks of all tracks that are alive."""
+class _Runs:
+    """Masks as runs of pixels along x: some twenty times fewer than pixels, so that all is quick."""
 
-    track: NDArray[np.int32]  # (P,), row of the track
-    y: NDArray[np.int32]
-    x: NDArray[np.int32]
+    row: Ints  # (R,), of the table that the masks belong to
+    y: Ints
+    x: Ints  # first pixel
+    length: Ints
 
     @classmethod
-    def none(cls) -> _Pixels:
-        return cls(*np.empty((3, 0), np.int32))
+    def none(cls) -> _Runs:
+        return cls(*np.empty((4, 0), np.int64))
+
+    @classmethod
+    def of(cls, labels: NDArray[np.int32]) -> _Runs:
+        """Return the runs of a label image; label i is row i - 1."""
+        if not labels.size:
+            return cls.none()
+        flat, width = labels.ravel(), labels.shape[1]
+        begins = np.empty(len(flat), bool)
+        np.not_equal(flat[1:], flat[:-1], out=begins[1:])
+        begins[::width] = True
+        first = np.flatnonzero(begins)
+        length = np.diff(first, append=len(flat))
+        row = flat[first].astype(np.int64) - 1
+        kept = row >= 0
+        y, x = np.divmod(first[kept], width)
+        return cls(row[kept], y, x, length[kept])
 
     def overlaps(self, tracks: _CellTracks, cells: _Cells) -> _Overlaps:
-        n_tracks, n_cells = len(tracks.track_id), len(cells.area)
-        shift = np.rint(tracks.position - tracks.mask_at).clip(-1e6, 1e6).astype(np.int32)
-        track, y, x = self.track, self.y, self.x
-        if shift.any():
-            y, x = y + shift[track, 0], x + shift[track, 1]
-            in_frame = (y >= 0) & (y < cells.shape[0]) & (x >= 0) & (x < cells.shape[1])
-            track, y, x = track[in_frame], y[in_frame], x[in_frame]
-        expected = np.bincount(track, minlength=n_tracks).astype(np.float64)
-        cell = cells.labels[y, x]
-        both = cell > 0
-        return _Overlaps(*count_pairs(track[both], cell[both] - 1, (n_tracks, n_cells)), expected)
+        """Move the masks of tracks to where they are expected, and count the pixels that they share with the cells."""
+        height, width = cells.shape
+        shift = np.rint(tracks.position - tracks.mask_at).clip(-1e6, 1e6).astype(np.int64)
+        y, x = self.y + shift[self.row, 0], self.x + shift[self.row, 1]
+        begin, end = np.maximum(x, 0), np.minimum(x + self.length, width)
+        in_frame = (y >= 0) & (y < height) & (begin < end)
+        track, offset = self.row[in_frame], y[in_frame] * width
+        begin, end = begin[in_frame] + offset, end[in_frame] + offset
+        expected = np.bincount(track, end - begin, minlength=len(tracks.track_id)).astype(np.float64)
 
-    def kept(self, keep: NDArray[np.bool_], cells: _Cells, row_of: Ints) -> _Pixels:
+        # The runs of the frame are in order and apart: those that one run meets are neighbours.
+        cell_begin = cells.runs.y * width + cells.runs.x
+        cell_end = cell_begin + cells.runs.length
+        first = np.searchsorted(cell_end, begin, side="right")
+        n_met = np.searchsorted(cell_begin, end, side="left") - first
+        ours = np.repeat(np.arange(len(track)), n_met)
+        theirs = np.arange(len(ours)) - np.repeat(np.cumsum(n_met) - n_met, n_met) + first[ours]
+        shared = np.minimum(end[ours], cell_end[theirs]) - np.maximum(begin[ours], cell_begin[theirs])
+        shape = (len(tracks.track_id), len(cells.area))
+        return _Overlaps(*count_pairs(track[ours], cells.runs.row[theirs], shape, shared), expected)
+
+    def kept(self, keep: NDArray[np.bool_], cells: _Cells, row_of: Ints) -> _Runs:
         """Return the masks of the tracks that go on: of this frame's cells, and the old ones of tracks to `keep`."""
         alive = keep.copy()
         alive[row_of] = True
-        number = (np.cumsum(alive) - 1).astype(np.int32)
-        old = keep[self.track]
-        return _Pixels(
-            np.concatenate((number[self.track[old]], number[row_of][cells.cell])),
-            np.concatenate((self.y[old], cells.y)),
-            np.concatenate((self.x[old], cells.x)),
+        number = np.cumsum(alive) - 1
+        old, now = keep[self.row], cells.runs
+        return _Runs(
+            np.concatenate((number[self.row[old]], number[row_of[now.row]])),
+            np.concatenate((self.y[old], now.y)),
+            np.concatenate((self.x[old], now.x)),
+            np.concatenate((self.length[old], now.length)),
         )
 
 

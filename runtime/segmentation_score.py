@@ -149,13 +149,16 @@ def _contingency(truth: NDArray[Any], labels: NDArray[Any]) -> tuple[Index, Inde
     return true_label, found_label, true_area, found_area, *pairs
 
 
-def count_pairs(row: NDArray[Any], column: NDArray[Any], shape: tuple[int, int]) -> tuple[Index, Index, Array]:
-    """Return the pairs (row, column) that occur in a table of this shape, by row, and how often each does."""
+def count_pairs(
+    row: NDArray[Any], column: NDArray[Any], shape: tuple[int, int], weight: NDArray[Any] | None = None
+) -> tuple[Index, Index, Array]:
+    """Return the pairs (row, column) that occur in a table of this shape, by row, and how often (or their weight)."""
     from scipy.sparse import coo_matrix  # scipy costs a second of import
 
-    shape = (max(1, shape[0]), max(1, shape[1]))
-    table = coo_matrix((np.ones(len(row), np.int64), (row, column)), shape=shape).tocsr().tocoo()
-    return *map(_index, table.coords), table.data.astype(np.float64)  # type: ignore[return-value]
+    values = np.ones(len(row), np.int64) if weight is None else weight
+    table = coo_matrix((values, (row, column)), shape=(max(1, shape[0]), max(1, shape[1]))).tocsr().tocoo()
+    rows, columns = map(_index, table.coords)
+    return rows, columns, table.data.astype(np.float64)
 
 
 def _consecutive(labels: NDArray[Any]) -> tuple[Index, Array, Index]:
