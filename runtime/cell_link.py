@@ -42,6 +42,15 @@ _HALF = (0.3, 0.7)
 """Area of each of these over that of the cell, at least and at most."""
 _OFF_MIDDLE = 0.25
 """Distance of their common centre from the place where the cell is expected, in its diameters, at most."""
+_MISSED, _MET, _BETTER = 0.8, 0.5, 1.05
+"""Share of the masks that meet cells, below which a common shift is looked for (the stage drifts or was moved); the
+share with it, at least; and that over the share before, at least."""
+_FEWEST = 3
+"""Cells whose common shift is one, at least."""
+_DRIFT = 3.0
+"""Farthest common shift, in steps that a cell may make."""
+_DRIFT_PX = 256
+"""Longer edge of the images in which it is looked for, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +159,7 @@ class CellLinker:
         s = self.settings
         tracks = self._tracks
         tracks.predict(n_elapsed)
-        overlaps = self._masks.overlaps(tracks, cells)
+        overlaps = self._overlaps(cells)
         links = _Links.none(len(tracks.track_id), len(cells.area))
 
         _link_overlapping(tracks, cells, overlaps, links, s)
@@ -190,6 +199,22 @@ class CellLinker:
         self._last_index = index
         self._shape = cells.shape
         return Tracks(detections, track_id, parent_id)
+
+    def _overlaps(self, cells: _Cells) -> _Overlaps:
+        """Compare the cells with the masks where they are expected; if most miss, all have moved together perhaps."""
+        tracks, masks = self._tracks, self._masks
+        overlaps = masks.overlaps(tracks, cells)
+        covered = overlaps.covered(tracks, cells)
+        if covered >= _MISSED or np.count_nonzero(~tracks.waits) < _FEWEST:
+            return overlaps
+        farthest = _DRIFT * self.settings.max_distance_diameters * math.sqrt(4 / math.pi * np.median(tracks.area))
+        shift = _common_shift(masks.image(tracks, cells.shape), cells.runs.image(None, cells.shape), farthest)
+        tracks.position += shift
+        moved = masks.overlaps(tracks, cells)
+        if moved.covered(tracks, cells) >= max(_MET, _BETTER * covered):
+            return moved
+        tracks.position -= shift
+        return overlaps
 
     def _elapsed(self, index: int) -> int:
         """Frames of the source since the last call."""
@@ -242,6 +267,12 @@ class _Overlaps:
     expected: Floats
     """(T,), pixels of each track that are expected in the frame."""
 
+    def covered(self, tracks: _CellTracks, cells: _Cells) -> float:
+        """Share of the expected pixels, or of the cells' pixels if these are fewer, where both are."""
+        looked_for = ~tracks.waits
+        n_pixels = min(self.expected[looked_for].sum(), cells.area.sum())
+        return float(self.pixels[looked_for[self.track]].sum() / n_pixels) if n_pixels else 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class _Runs:
@@ -274,13 +305,8 @@ class _Runs:
 
     def overlaps(self, tracks: _CellTracks, cells: _Cells) -> _Overlaps:
         """Move the masks of tracks to where they are expected, and count the pixels that they share with the cells."""
-        height, width = cells.shape
-        shift = np.rint(tracks.position - tracks.mask_at).clip(-1e6, 1e6).astype(np.int64)
-        y, x = self.y + shift[self.row, 0], self.x + shift[self.row, 1]
-        begin, end = np.maximum(x, 0), np.minimum(x + self.length, width)
-        in_frame = (y >= 0) & (y < height) & (begin < end)
-        track, offset = self.row[in_frame], y[in_frame] * width
-        begin, end = begin[in_frame] + offset, end[in_frame] + offset
+        width = cells.shape[1]
+        track, begin, end = self._expected(tracks, cells.shape)
         expected = np.bincount(track, end - begin, minlength=len(tracks.track_id)).astype(np.float64)
 
         # The runs of the frame are in order and apart: those that one run meets are neighbours.
@@ -293,6 +319,25 @@ class _Runs:
         shared = np.minimum(end[ours], cell_end[theirs]) - np.maximum(begin[ours], cell_begin[theirs])
         shape = (len(tracks.track_id), len(cells.area))
         return _Overlaps(*count_pairs(track[ours], cells.runs.row[theirs], shape, shared), expected)
+
+    def image(self, tracks: _CellTracks | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Return (H, W), where masks are; those of tracks, where they are expected."""
+        _, begin, end = self._expected(tracks, shape)
+        n = shape[0] * shape[1]
+        edges = np.bincount(begin, minlength=n + 1) - np.bincount(end, minlength=n + 1)
+        return np.asarray(np.cumsum(edges[:n]).reshape(shape) > 0)
+
+    def _expected(self, tracks: _CellTracks | None, shape: tuple[int, ...]) -> tuple[Ints, Ints, Ints]:
+        """Return row, first flat index and the one behind the last, of the runs in the frame."""
+        height, width = shape
+        y, x = self.y, self.x
+        if tracks is not None:
+            shift = np.rint(tracks.position - tracks.mask_at).clip(-1e6, 1e6).astype(np.int64)
+            y, x = y + shift[self.row, 0], x + shift[self.row, 1]
+        begin, end = np.maximum(x, 0), np.minimum(x + self.length, width)
+        in_frame = (y >= 0) & (y < height) & (begin < end)
+        offset = y[in_frame] * width
+        return self.row[in_frame], begin[in_frame] + offset, end[in_frame] + offset
 
     def kept(self, keep: NDArray[np.bool_], cells: _Cells, row_of: Ints) -> _Runs:
         """Return the masks of the tracks that go on: of this frame's cells, and the old ones of tracks to `keep`."""
@@ -406,6 +451,21 @@ class _CellTracks:
 
     def joined_by(self, others: _CellTracks) -> _CellTracks:
         return _CellTracks(*(np.concatenate((getattr(self, f.name), getattr(others, f.name))) for f in fields(self)))
+
+
+def _common_shift(before: NDArray[np.bool_], now: NDArray[np.bool_], farthest_px: float) -> Floats:
+    """Return (2,), the shift in y and x of at most so many pixels, after which two masks overlap most."""
+    from scipy import fft
+
+    every = math.ceil(max(before.shape) / _DRIFT_PX)
+    a, b = (np.asarray(mask[::every, ::every], np.float32) for mask in (before, now))
+    reach = math.ceil(farthest_px / every)
+    shape = [fft.next_fast_len(n + min(n, reach), real=True) for n in a.shape]
+    overlap = fft.irfft2(np.conj(fft.rfft2(a, shape)) * fft.rfft2(b, shape), shape)
+    steps = [fft.fftfreq(n, 1 / n) for n in shape]
+    overlap[np.hypot(steps[0][:, None], steps[1]) > reach] = -1
+    y, x = np.unravel_index(np.argmax(overlap), overlap.shape)
+    return every * np.array([steps[0][y], steps[1][x]])
 
 
 def _link_overlapping(tracks: _CellTracks, cells: _Cells, o: _Overlaps, links: _Links, s: CellLinkSettings) -> None:
