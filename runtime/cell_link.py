@@ -251,7 +251,9 @@ class _Cells:
             )
         points = np.column_stack((detections.y_px, detections.x_px)).astype(np.float64)
         if not np.isfinite(points).all():
-            raise ValueError(f"positions must be finite, frame {index} has NaN or infinite ones; drop those cells first")
+            raise ValueError(
+                f"positions must be finite, frame {index} has NaN or infinite ones; drop those cells first"
+            )
         runs = _Runs.of(labels)
         area = np.bincount(runs.row, runs.length, minlength=n).astype(np.float64)
         return cls(labels.shape, points, area, runs)
@@ -465,7 +467,7 @@ def _common_shift(before: NDArray[np.bool_], now: NDArray[np.bool_], farthest_px
     steps = [fft.fftfreq(n, 1 / n) for n in shape]
     overlap[np.hypot(steps[0][:, None], steps[1]) > reach] = -1
     y, x = np.unravel_index(np.argmax(overlap), overlap.shape)
-    return every * np.array([steps[0][y], steps[1][x]])
+    return np.array([every * steps[0][y], every * steps[1][x]], np.float64)
 
 
 def _link_overlapping(tracks: _CellTracks, cells: _Cells, o: _Overlaps, links: _Links, s: CellLinkSettings) -> None:
@@ -615,7 +617,7 @@ def _link_near(
 
 
 def _come_whole(tracks: _CellTracks, linked: Ints) -> None:
-    """Pieces end where the cell they come from was seen whole; those that were seen beside it are cells of their own."""
+    """Pieces end where the cell they come from was seen whole; one that was seen beside it is a cell of its own."""
     pieces = np.isin(tracks.piece_of, tracks.track_id[linked]) & (tracks.piece_of > 0)
     tracks.inside[pieces & (tracks.n_missed > 0)] = -1
     tracks.piece_of[pieces] = 0

@@ -82,12 +82,13 @@ def write_ctc(table: RunTable, labels: Path, folder: Path) -> list[str]:
     notes = []
     if frames != list(range(len(frames))):
         notes.append(
-            "the masks are numbered without gaps, the frames of the run are not: frames.csv says which frame each mask is"
+            "the masks are numbered without gaps, the frames of the run are not: frames.csv says which frame each mask "
+            "is"
         )
     if tracks.n_parts:
         notes.append(
-            f"{tracks.n_parts} times a track was not seen for some frames; it goes on under a new number whose parent is "
-            "the old one, because a track of this layout has no gaps"
+            f"{tracks.n_parts} times a track was not seen for some frames; it goes on under a new number whose parent "
+            "is the old one, because a track of this layout has no gaps"
         )
     return notes
 

@@ -1,8 +1,8 @@
 """The logged run: a folder that survives being killed at any moment.
 
 `run.json` is written first and completed last, `run.sqlite` is the record and can be read while the run goes on,
-`detections.csv` is made at the end. `frames.tif` holds one page a frame where frames are saved, `labels.tif` one for every
-frame of a model that segments: its values are the `track_id`s, 0 is the background.
+`detections.csv` is made at the end. `frames.tif` holds one page a frame where frames are saved. `labels.tif` holds one
+for every frame of a model that segments; its values are the `track_id`s, 0 is the background.
 """
 
 from __future__ import annotations
@@ -558,7 +558,9 @@ def _complete(
 def _write_csv(path: Path, db: sqlite3.Connection) -> None:
     """Write the table `detections` in the order of the frames, and each row with the parent that came to be known."""
     names = _column_names(db)
-    known = "SELECT track_id AS daughter, MAX(parent_id) AS mother FROM detections WHERE parent_id > 0 GROUP BY track_id"
+    known = (
+        "SELECT track_id AS daughter, MAX(parent_id) AS mother FROM detections WHERE parent_id > 0 GROUP BY track_id"
+    )
     parents = f"LEFT JOIN ({known}) ON daughter = track_id" if "parent_id" in names else ""
     rows = db.execute(
         f"SELECT {', '.join(map(_as_text, names))} FROM detections {parents} ORDER BY frame, detections.rowid"

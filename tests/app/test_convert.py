@@ -35,7 +35,10 @@ def test_the_record_tells_the_size_of_the_frames(run):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--to", "napari", "-o", "a.csv"], "expected --to csv, parquet, trackpy, picasso, thunderstorm, ctc, got napari"),
+        (
+            ["--to", "napari", "-o", "a.csv"],
+            "expected --to csv, parquet, trackpy, picasso, thunderstorm, ctc, got napari",
+        ),
         (["--to", "picasso", "-o", "a.csv"], "expected a file that ends with .hdf5"),
         (["--to", "csv", "-o", "run/run.csv/a.csv"], "does not exist; make it first"),
     ],

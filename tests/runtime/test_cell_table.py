@@ -41,5 +41,5 @@ def test_an_image_without_cells_gives_no_rows():
 
 
 def test_what_does_not_belong_together_is_refused():
-    with pytest.raises(ValueError, match="expected labels 1 .. 3 of an image"):
+    with pytest.raises(ValueError, match=r"expected labels 1 .. 3 of an image"):
         cell_table(np.zeros((9, 9), np.int32), np.zeros((9, 9)), np.ones(3, np.float32))

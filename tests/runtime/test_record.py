@@ -376,7 +376,8 @@ def test_objects_that_do_not_divide_have_no_parents(tmp_path):
     recover_run(tmp_path)
     assert "parent_id" not in csv_rows(tmp_path)[0]
     table = read_run_table(tmp_path)
-    assert table.parent_id is None and table.labels_page is None
+    assert table.parent_id is None
+    assert table.labels_page is None
 
 
 def test_without_labels_and_save_frames_there_are_no_images(tmp_path):

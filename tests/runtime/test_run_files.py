@@ -160,7 +160,10 @@ def test_ctc_has_the_masks_and_the_tracks_of_the_run(cells, tmp_path):
     parents = dict(zip(table.track_id.tolist(), table.parent_id.tolist(), strict=True))
     assert {number: tracks[number][2] for number in parents} == parents
     assert sum(parent > 0 for parent in parents.values()) >= 10  # five divisions at least
-    assert (tmp_path / "ctc" / "frames.csv").read_text().splitlines()[:2] == ["mask,frame,time_s", "0,0,1700000000.000000"]
+    assert (tmp_path / "ctc" / "frames.csv").read_text().splitlines()[:2] == [
+        "mask,frame,time_s",
+        "0,0,1700000000.000000",
+    ]
 
 
 def test_ctc_tells_which_frames_it_has_and_ends_tracks_at_a_gap(tmp_path):
