@@ -27,7 +27,7 @@ def test_columns_are_those_present_in_the_order_of_the_class():
 def test_column_names_are_all_fields_that_hold_rows():
     assert COLUMNS[:3] == ("y_px", "x_px", "score")
     assert "labels" not in COLUMNS
-    assert len(COLUMNS) == 13
+    assert len(COLUMNS) == 17
     assert not {"field", "notes"} & set(COLUMNS)
 
 
