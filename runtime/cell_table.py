@@ -56,7 +56,7 @@ def cell_table(labels: NDArray[np.int32], image: NDArray[Any], score: NDArray[np
     dy, dx = row - y[cell], column - x[cell]
     yy, xx, xy = mean(dy * dy) + 1 / 12, mean(dx * dx) + 1 / 12, mean(dy * dx)
     middle, half = (yy + xx) / 2, np.hypot((xx - yy) / 2, xy)
-    columns: dict[str, NDArray[Any]] = {
+    columns: dict[str, Any] = {
         "y_px": y,
         "x_px": x,
         "score": score,
