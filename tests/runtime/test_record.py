@@ -568,9 +568,11 @@ from oneframe.runtime.seams import Analysed, Missed
 card = ModelCard("lodestar", "uint16", 1, ("y_px", "x_px", "score"), 0.5, 12.0)
 run = RunRecord(Path(sys.argv[1]), card=card, source=SourceInfo("sim:beads", True), settings={}, save_frames=True)
 rows = np.arange(20, dtype=np.float32)
-tracks = Tracks(Detections(rows, rows, rows), np.arange(20))
+labels = np.zeros((64, 64), np.int32)
+labels[:20] = np.arange(1, 21)[:, None]
 for n in itertools.count():
     index = 10 * n
+    tracks = Tracks(Detections(rows, rows, rows, labels=labels), np.arange(20) + n, np.arange(20) * 0)
     run.write(Analysed(Frame(np.full((64, 64), n % 60000, np.uint16), index, 1.7e9 + n), tracks, 0.02, 0.01))
     run.skip(Missed("skipped", index + 1, 4, 1.7e9 + n, "slow"))
     run.skip(Missed("lost", index + 5, 5, 1.7e9 + n, "gap"))
@@ -618,3 +620,11 @@ def test_the_frames_of_a_killed_run_can_be_read(killed_run):
     with tifffile.TiffFile(killed_run / "frames.tif") as tif:
         for frame, page in pages:
             assert (tif.pages[page].asarray() == frame // 10).all()
+
+
+def test_the_label_images_of_a_killed_run_can_be_read(killed_run):
+    pages = rows(killed_run, "SELECT frame, labels_page FROM frames WHERE labels_page IS NOT NULL")
+    assert len(pages) >= 200
+    with tifffile.TiffFile(killed_run / "labels.tif") as tif:
+        for frame, page in pages:
+            np.testing.assert_array_equal(tif.pages[page].asarray()[:20, 5], np.arange(20) + frame // 10)
