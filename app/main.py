@@ -206,9 +206,10 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("run", metavar="RUN/", help="a logged run, finished or not; it stays as it is")
     convert.add_argument(
         "--to", required=True, metavar="FORMAT",
-        help="csv, parquet, trackpy (.csv); of single molecules also picasso (.hdf5 and .yaml), thunderstorm (.csv)",
+        help="csv, parquet, trackpy (.csv); of single molecules also picasso (.hdf5 and .yaml), thunderstorm (.csv); "
+        "of cells also ctc (Cell Tracking Challenge, a folder of masks and res_track.txt)",
     )  # fmt: skip
-    convert.add_argument("-o", "--output", metavar="FILE", required=True, help="new file")
+    convert.add_argument("-o", "--output", metavar="FILE", required=True, help="new file; for ctc a new folder")
     _add_pixel_size(convert)
 
     recover = command("recover", "complete the account of a run that was cut off")

@@ -23,6 +23,7 @@ from oneframe.app.holograms import background_of, reference_of
 from oneframe.app.outputs import outputs_of
 from oneframe.runtime import Detections, HologramModel
 from oneframe.runtime.account import Account, Status, StatusBoard
+from oneframe.runtime.cell_link import CellLinker, CellLinkSettings
 from oneframe.runtime.density import Emitters, RecentEmitters
 from oneframe.runtime.display import DisplaySink, start_viewer
 from oneframe.runtime.drift import ALIKE
@@ -33,7 +34,7 @@ from oneframe.runtime.model import load_graph
 from oneframe.runtime.pipeline import Ended, Pipeline
 from oneframe.runtime.publish import emitter_values
 from oneframe.runtime.record import RunRecord, complete_run, recover_run
-from oneframe.runtime.seams import Analysed, ChecksFrames, Noted, Sink
+from oneframe.runtime.seams import Analysed, ChecksFrames, Linker, Noted, Sink
 
 
 def detect(arguments: argparse.Namespace, console: Console) -> None:
@@ -287,7 +288,7 @@ def run_pipeline(
         moved.target = record.stage_moved
     sinks = {"console": _ConsoleSink(console, board, pixel_size_um), **outputs, **sinks}  # the record is closed last
     pipeline = Pipeline(
-        source, model, FrameLinker(linking), sinks, mode=arguments.mode, essential=frozenset({"record"})
+        source, model, linker_for(model, linking), sinks, mode=arguments.mode, essential=frozenset({"record"})
     )
     stop.target = pipeline.stop
     board.follow(pipeline.status)
@@ -310,6 +311,16 @@ def run_pipeline(
     for name, output in outputs.items():
         console.say(_output_line(name, output.report()), event="output", name=name, report=output.report())
     return ended
+
+
+def linker_for(model: LoadedModel, settings: LinkSettings) -> Linker:
+    """Return what gives the model's detections their identities: cells by their masks, particles by distance."""
+    if model.card.method == "cellulus":
+        max_distance_diameters = settings.max_distance_px / model.card.object_diameter_px
+        return CellLinker(
+            CellLinkSettings(max_distance_diameters=max_distance_diameters, max_gap_frames=settings.max_gap_frames)
+        )
+    return FrameLinker(settings)
 
 
 class _Later:

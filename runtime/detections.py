@@ -114,13 +114,17 @@ class Tracks:
     detections: Detections
     track_id: NDArray[np.int64]
     """(N,), one number per row of `detections`, unique within a run."""
+    parent_id: NDArray[np.int64] | None = None
+    """(N,), the track that divided into this one, 0: none that is known so far. A linker may learn of a division some
+    frames after it, so the parent of a track is the largest number of its rows. None: of objects that do not divide."""
 
     def __post_init__(self) -> None:
-        if self.track_id.shape != (len(self.detections),) or self.track_id.dtype != np.int64:
-            raise ValueError(
-                f"track_id must be int64 of shape ({len(self.detections)},), "
-                f"got {self.track_id.dtype} of shape {self.track_id.shape}"
-            )
+        for name in ("track_id", "parent_id"):
+            ids = getattr(self, name)
+            if ids is not None and (ids.shape != (len(self.detections),) or ids.dtype != np.int64):
+                raise ValueError(
+                    f"{name} must be int64 of shape ({len(self.detections)},), got {ids.dtype} of shape {ids.shape}"
+                )
 
     def __len__(self) -> int:
         return len(self.detections)

@@ -226,15 +226,33 @@ def assign(expected: Floats, points: Floats, gates: Floats) -> tuple[Ints, Ints]
         The links: each row occurs at most once.
     """
     track, point, squared = _pairs_in_gate(expected, points, gates)
-    n_of_track = np.bincount(track, minlength=len(expected))
-    n_of_point = np.bincount(point, minlength=len(points))
-    alone = (n_of_track[track] == 1) & (n_of_point[point] == 1)
-    if alone.all():
-        return track, point
-    crowded = ~alone
-    solved = _solve_components(track[crowded], point[crowded], squared[crowded], gates)
-    chosen = np.concatenate((np.flatnonzero(alone), np.flatnonzero(crowded)[solved]))
+    chosen = choose_links(track, point, squared, gates)
     return track[chosen], point[chosen]
+
+
+def choose_links(track: Ints, point: Ints, cost: Floats, gates: Floats) -> Ints:
+    """Choose among pairs of tracks and points the links of least total cost, one at most per track and per point.
+
+    Parameters
+    ----------
+    track, point : (P,) int64
+        Both rows of each pair.
+    cost : (P,) float64
+        Of each link, such as a squared distance.
+    gates : (T,) float64
+        Root of what it costs to leave each track without a link; within a component the largest counts.
+
+    Returns
+    -------
+    (K,) int64
+        The places of the links in the arrays of pairs.
+    """
+    alone = (np.bincount(track)[track] == 1) & (np.bincount(point)[point] == 1) if len(track) else np.ones(0, bool)
+    if alone.all():
+        return np.arange(len(track))
+    crowded = ~alone
+    solved = _solve_components(track[crowded], point[crowded], cost[crowded], gates)
+    return np.concatenate((np.flatnonzero(alone), np.flatnonzero(crowded)[solved]))
 
 
 def _pairs_in_gate(expected: Floats, points: Floats, gates: Floats) -> tuple[Ints, Ints, Floats]:

@@ -9,6 +9,7 @@ Of a model that localises emitters a line also has, for whoever drives the activ
     "median_precision_nm": 9.1, "median_precision_px": 0.091
 
 where `expected_emitters` is the sum of the scores; lengths in the sample are null where the pixel size is unknown.
+Of cells it has `"parent_id": [0, 7]`, the track that divided into each; 0: none that is known so far.
 A subscriber needs no oneframe: `for line in iter(socket.recv, b""): json.loads(line)`. Numbers that are not finite are
 null. `y_um` and `x_um` are there where the pixel size is known.
 """
@@ -118,6 +119,7 @@ def line_of(analysed: Analysed, *, pixel_size_um: float | None = None) -> bytes:
         "pixel_size_um": size_um,
         "n": len(tracks),
         "track_id": tracks.track_id.tolist(),
+        **({} if tracks.parent_id is None else {"parent_id": tracks.parent_id.tolist()}),
         **{name: _numbers(column) for name, column in columns.items()},
     }
     if size_um is not None:

@@ -101,7 +101,8 @@ def psf_sigma_px(table: RunTable) -> float:
 
 
 def _columns(table: RunTable) -> dict[str, Any]:
-    return {"frame": table.track_frame, "track_id": table.track_id, **table.columns}
+    parents = {} if table.parent_id is None else {"parent_id": table.parent_id}
+    return {"frame": table.track_frame, "track_id": table.track_id, **parents, **table.columns}
 
 
 def _by_frame(table: RunTable) -> NDArray[np.intp]:

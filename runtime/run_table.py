@@ -50,6 +50,10 @@ class RunTable:
     without any value are not there."""
     frame_shape: tuple[int, int] | None = None
     """Height and width of the frames; None in records of older versions."""
+    parent_id: NDArray[np.int64] | None = None
+    """(N,), the track that divided into that of the row, 0: none; None where objects do not divide."""
+    labels_page: NDArray[np.int64] | None = None
+    """(F,), page of `labels.tif` with the frame's label image, -1: none; None if there is no such file."""
 
     def without(self, against: Flag) -> NDArray[np.bool_]:
         """Return (N,), rows that have none of these flags; all rows if the run has no flags."""
@@ -108,22 +112,33 @@ def read_run_table(folder: Path) -> RunTable:
                 str(status): int(n) for status, n in db.execute("SELECT status, COUNT(*) FROM frames GROUP BY status")
             }
             told = db.execute("SELECT value FROM meta WHERE key = 'frame_shape_px'").fetchone()
-            frames = _read(db, ["frame", "time_s"], "frames WHERE status = 'analysed' ORDER BY frame")
+            frames = _read(db, ["frame", "time_s", "labels_page"], "frames WHERE status = 'analysed' ORDER BY frame")
             names = [name for _, name, *_ in db.execute("PRAGMA table_info(detections)")]
             values = _read(db, names, "detections ORDER BY track_id, frame")
     except sqlite3.Error as exc:
         raise RunFolderError(f"expected a readable record, {record} gives: {exc}; is the folder complete?") from exc
     columns = dict(zip(names, values.T, strict=True))
+    track_id, parents = columns.pop("track_id").astype(np.int64), columns.pop("parent_id", None)
     return RunTable(
         run=run,
         n_frames=n_frames,
         frame=frames[:, 0].astype(np.int64),
         frame_time_s=frames[:, 1],
-        track_id=columns.pop("track_id").astype(np.int64),
+        track_id=track_id,
         track_frame=columns.pop("frame").astype(np.int64),
         columns={name: column for name, column in columns.items() if np.isfinite(column).any()},
         frame_shape=None if told is None else (int(told[0].split()[0]), int(told[0].split()[1])),
+        parent_id=None if parents is None else _of_whole_track(track_id, np.nan_to_num(parents).astype(np.int64)),
+        labels_page=np.nan_to_num(frames[:, 2], nan=-1).astype(np.int64) if np.isfinite(frames[:, 2]).any() else None,
     )
+
+
+def _of_whole_track(track_id: NDArray[np.int64], parent_id: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the parent that came to be known for all rows (N,) of each track; rows are sorted by track."""
+    if not len(track_id):
+        return parent_id
+    first = np.flatnonzero(np.diff(track_id, prepend=track_id[0] - 1))
+    return np.repeat(np.maximum.reduceat(parent_id, first), np.diff(first, append=len(track_id)))
 
 
 def populations(values: Floats, *, most: int = 3) -> NDArray[np.int64]:

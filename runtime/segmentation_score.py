@@ -143,14 +143,22 @@ class SegmentationScore:
 
 def _contingency(truth: NDArray[Any], labels: NDArray[Any]) -> tuple[Index, Index, Array, Array, Index, Index, Array]:
     """Return labels and areas of both images, and row, column and pixels of each pair that overlaps."""
-    from scipy.sparse import coo_matrix  # scipy costs a second of import
-
     (true_label, true_area, t), (found_label, found_area, f) = _consecutive(truth), _consecutive(labels)
     both = (t > 0) & (f > 0)
-    row, column = t[both] - 1, f[both] - 1
-    shape = (max(1, len(true_label)), max(1, len(found_label)))
-    table = coo_matrix((np.ones(len(row), np.int64), (row, column)), shape=shape).tocsr().tocoo()
-    return true_label, found_label, true_area, found_area, *map(_index, table.coords), table.data.astype(np.float64)
+    pairs = count_pairs(t[both] - 1, f[both] - 1, (len(true_label), len(found_label)))
+    return true_label, found_label, true_area, found_area, *pairs
+
+
+def count_pairs(
+    row: NDArray[Any], column: NDArray[Any], shape: tuple[int, int], weight: NDArray[Any] | None = None
+) -> tuple[Index, Index, Array]:
+    """Return the pairs (row, column) that occur in a table of this shape, by row, and how often (or their weight)."""
+    from scipy.sparse import coo_matrix  # scipy costs a second of import
+
+    values = np.ones(len(row), np.int64) if weight is None else weight
+    table = coo_matrix((values, (row, column)), shape=(max(1, shape[0]), max(1, shape[1]))).tocsr().tocoo()
+    rows, columns = map(_index, table.coords)
+    return rows, columns, table.data.astype(np.float64)
 
 
 def _consecutive(labels: NDArray[Any]) -> tuple[Index, Array, Index]:

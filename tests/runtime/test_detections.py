@@ -27,7 +27,7 @@ def test_columns_are_those_present_in_the_order_of_the_class():
 def test_column_names_are_all_fields_that_hold_rows():
     assert COLUMNS[:3] == ("y_px", "x_px", "score")
     assert "labels" not in COLUMNS
-    assert len(COLUMNS) == 13
+    assert len(COLUMNS) == 17
     assert not {"field", "notes"} & set(COLUMNS)
 
 
@@ -84,6 +84,9 @@ def test_tracks_need_one_int64_number_per_row():
         Tracks(table(2), np.arange(3))
     with pytest.raises(ValueError, match="got int32"):
         Tracks(table(2), np.arange(2, dtype=np.int32))
+    assert Tracks(table(2), np.array([5, 6])).parent_id is None
+    with pytest.raises(ValueError, match=r"parent_id must be int64 of shape \(2,\)"):
+        Tracks(table(2), np.array([5, 6]), np.zeros(3, np.int64))
 
 
 def test_tables_cannot_be_changed():

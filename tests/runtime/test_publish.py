@@ -35,6 +35,13 @@ def test_a_line_carries_every_column_exactly():
     np.testing.assert_allclose(told["y_um"], np.array(told["y_px"]) * 0.5)
 
 
+def test_a_line_of_cells_carries_their_parents():
+    lodestar = result(0, [1.0, 2.0])
+    tracks = Tracks(lodestar.tracks.detections, np.array([7, 8]), np.array([0, 3]))
+    assert json.loads(line_of(Analysed(lodestar.frame, tracks, 0.01, 0.0)))["parent_id"] == [0, 3]
+    assert "parent_id" not in json.loads(line_of(lodestar))
+
+
 def test_what_is_not_known_or_not_finite_is_left_out_or_null():
     told = json.loads(line_of(result(0, [1.0, float("nan")], age_s=float("nan"))))
     assert told["y_px"] == [1.0, None]

@@ -23,6 +23,7 @@ from oneframe.runtime.account import Account
 from oneframe.runtime.card import ModelCard
 from oneframe.runtime.detections import Detections, Tracks
 from oneframe.runtime.record import RunFolderError, RunRecord, complete_run, read_run, recover_run
+from oneframe.runtime.run_table import read_run_table
 from oneframe.runtime.seams import Analysed, Missed, Noted
 
 CARD = ModelCard("lodestar", "uint16", 1, ("y_px", "x_px", "score", "z_um"), 0.5, 12.0)
@@ -300,18 +301,88 @@ def test_pages_equal_the_frames_and_can_be_read_while_the_run_goes_on(tmp_path, 
     assert pages == [(0, 0), (2, 1), (4, 2)]
 
 
-def test_label_images_are_saved_beside_the_frames(tmp_path):
-    labels = np.arange(24, dtype=np.int32).reshape(4, 6)
+def test_label_images_tell_tracks_and_are_saved_with_or_without_the_frames(tmp_path):
+    labels = np.array([[0, 1, 1, 0, 2, 9]] * 4, np.int32)  # no row has label 9
     with closing(record(tmp_path, save_frames=True)) as run:
         run.write(analysed(0))
-        run.write(analysed(1, labels=labels))
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / "labels.tif"), labels)
+        run.write(cells(1, labels, [7, 3], [0, 0]))
+        np.testing.assert_array_equal(tifffile.imread(tmp_path / "labels.tif")[0], [0, 7, 7, 0, 3, 0])
     assert rows(tmp_path, "SELECT page, labels_page FROM frames") == [(0, None), (1, 0)]
+    with closing(record(tmp_path / "no frames")) as run:
+        run.write(cells(1, labels, [7, 3], [0, 0]))
+    assert [file.name for file in (tmp_path / "no frames").glob("*.tif")] == ["labels.tif"]
 
 
-def test_without_save_frames_there_are_no_images(tmp_path):
+def cells(index: int, labels, track_id, parent_id) -> Analysed:
+    frame = analysed(index, len(track_id), labels=labels)
+    tracks = Tracks(frame.tracks.detections, np.array(track_id), np.array(parent_id))
+    return Analysed(frame.frame, tracks, age_s=0.020, inference_s=0.010)
+
+
+def test_label_images_are_small(tmp_path):
+    """Cells of 20 pixels: a fortieth of the raw page at least."""
+    labels = np.kron(np.arange(1, 401).reshape(20, 20), np.ones((25, 25), int)).astype(np.int32)
+    ids = np.arange(1, 401)
     with closing(record(tmp_path)) as run:
-        run.write(analysed(0, labels=np.zeros((4, 6), np.int32)))
+        for index in range(3):
+            run.write(cells(index, labels, ids, ids * 0))
+    assert (tmp_path / "labels.tif").stat().st_size < 3 * labels.nbytes / 40
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "labels.tif", key=2), labels)
+
+
+def test_label_images_can_be_written_and_read_without_imagecodecs(tmp_path):
+    code = """
+import sys
+sys.modules["imagecodecs"] = None
+import numpy as np, tifffile
+from pathlib import Path
+from oneframe.runtime.record import _Pages
+pages = _Pages(Path(sys.argv[1]), compression="zlib", compressionargs={"level": 1})
+pages.append(np.arange(600, dtype=np.int32).reshape(20, 30))
+assert (tifffile.imread(sys.argv[1]).ravel() == np.arange(600)).all()
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "labels.tif")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_parent_that_came_to_be_known_later_stands_in_every_row_of_the_table(tmp_path):
+    labels = np.array([[1, 0, 2]] * 4, np.int32)
+    with closing(record(tmp_path)) as run:
+        run.write(cells(0, labels, [1, 2], [0, 0]))
+        run.write(cells(1, labels, [3, 4], [0, 0]))
+        run.write(cells(2, labels, [3, 4], [1, 1]))
+        counts = run.counts()
+    assert rows(tmp_path, "SELECT parent_id FROM detections WHERE track_id > 2") == [(0,), (0,), (1,), (1,)]
+    complete_run(tmp_path, counts, "done")
+    told = [(int(row["track_id"]), int(row["parent_id"])) for row in csv_rows(tmp_path)]
+    assert told == [(1, 0), (2, 0), (3, 1), (4, 1), (3, 1), (4, 1)]
+    table = read_run_table(tmp_path)
+    assert dict(zip(table.track_id.tolist(), table.parent_id.tolist(), strict=True)) == {1: 0, 2: 0, 3: 1, 4: 1}
+    assert "parent_id" not in table.columns
+    np.testing.assert_array_equal(table.labels_page, [0, 1, 2])
+
+
+def test_a_run_of_cells_that_was_cut_off_is_recovered_with_its_parents(tmp_path):
+    labels = np.array([[1, 0, 2]] * 4, np.int32)
+    with closing(record(tmp_path)) as run:
+        run.write(cells(0, labels, [3, 4], [1, 1]))
+    assert recover_run(tmp_path).analysed == 1
+    assert [row["parent_id"] for row in csv_rows(tmp_path)] == ["1", "1"]
+
+
+def test_objects_that_do_not_divide_have_no_parents(tmp_path):
+    with closing(record(tmp_path)) as run:
+        run.write(analysed(0))
+    recover_run(tmp_path)
+    assert "parent_id" not in csv_rows(tmp_path)[0]
+    table = read_run_table(tmp_path)
+    assert table.parent_id is None
+    assert table.labels_page is None
+
+
+def test_without_labels_and_save_frames_there_are_no_images(tmp_path):
+    with closing(record(tmp_path)) as run:
+        run.write(analysed(0))
     assert not list(tmp_path.glob("*.tif"))
 
 
@@ -497,9 +568,11 @@ from oneframe.runtime.seams import Analysed, Missed
 card = ModelCard("lodestar", "uint16", 1, ("y_px", "x_px", "score"), 0.5, 12.0)
 run = RunRecord(Path(sys.argv[1]), card=card, source=SourceInfo("sim:beads", True), settings={}, save_frames=True)
 rows = np.arange(20, dtype=np.float32)
-tracks = Tracks(Detections(rows, rows, rows), np.arange(20))
+labels = np.zeros((64, 64), np.int32)
+labels[:20] = np.arange(1, 21)[:, None]
 for n in itertools.count():
     index = 10 * n
+    tracks = Tracks(Detections(rows, rows, rows, labels=labels), np.arange(20) + n, np.arange(20) * 0)
     run.write(Analysed(Frame(np.full((64, 64), n % 60000, np.uint16), index, 1.7e9 + n), tracks, 0.02, 0.01))
     run.skip(Missed("skipped", index + 1, 4, 1.7e9 + n, "slow"))
     run.skip(Missed("lost", index + 5, 5, 1.7e9 + n, "gap"))
@@ -547,3 +620,11 @@ def test_the_frames_of_a_killed_run_can_be_read(killed_run):
     with tifffile.TiffFile(killed_run / "frames.tif") as tif:
         for frame, page in pages:
             assert (tif.pages[page].asarray() == frame // 10).all()
+
+
+def test_the_label_images_of_a_killed_run_can_be_read(killed_run):
+    pages = rows(killed_run, "SELECT frame, labels_page FROM frames WHERE labels_page IS NOT NULL")
+    assert len(pages) >= 200
+    with tifffile.TiffFile(killed_run / "labels.tif") as tif:
+        for frame, page in pages:
+            np.testing.assert_array_equal(tif.pages[page].asarray()[:20, 5], np.arange(20) + frame // 10)

@@ -3,11 +3,15 @@
 import csv
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
+from cell_run import log_cells
 from smlm_run import PSF_SIGMA_PX, SHAPE, log_run
 
+from oneframe.runtime.ctc_files import write_ctc
 from oneframe.runtime.run_files import SUFFIXES, known_pixel_size_um, write_run
 from oneframe.runtime.run_table import read_run_table
 
@@ -116,3 +120,79 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it(flat, tmp_path
 
 def test_every_format_has_a_suffix():
     assert set(SUFFIXES) == {"csv", "parquet", "trackpy", "picasso", "thunderstorm"}
+
+
+def ctc_rules(folder) -> tuple[np.ndarray, dict[int, tuple[int, int, int]]]:
+    """Check a folder against the rules of the Cell Tracking Challenge; return its masks and its tracks."""
+    files = sorted(folder.glob("mask*.tif"))
+    digits = max(3, len(str(len(files) - 1)))
+    assert [file.name for file in files] == [f"mask{i:0{digits}d}.tif" for i in range(len(files))]
+    masks = np.stack([tifffile.imread(file) for file in files])
+    assert masks.dtype == np.uint16
+    lines = [tuple(map(int, line.split(" "))) for line in (folder / "res_track.txt").read_text().splitlines()]
+    tracks = {number: row for number, *row in lines}
+    assert len(tracks) == len(lines)
+    assert 0 not in tracks
+    for number, (begin, end, parent) in tracks.items():
+        seen = np.flatnonzero((masks == number).any(axis=(1, 2)))
+        np.testing.assert_array_equal(seen, np.arange(begin, end + 1), err_msg=f"track {number}")
+        assert parent == 0 or tracks[parent][1] < begin, f"track {number}"
+    assert set(np.unique(masks)) - {0} == set(tracks)
+    return masks, tracks
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cells") / "run"
+    log_cells(folder, n_frames=24)
+    return folder
+
+
+def test_ctc_has_the_masks_and_the_tracks_of_the_run(cells, tmp_path):
+    table = read_run_table(cells)
+    write_ctc(table, cells / "labels.tif", tmp_path / "ctc")
+    masks, tracks = ctc_rules(tmp_path / "ctc")
+    labels = tifffile.imread(cells / "labels.tif")
+    np.testing.assert_array_equal(masks > 0, labels > 0)
+    whole = masks <= table.track_id.max()  # a track goes on under a higher number after a gap
+    assert whole.mean() > 0.99
+    np.testing.assert_array_equal(masks[whole], labels[whole])
+    parents = dict(zip(table.track_id.tolist(), table.parent_id.tolist(), strict=True))
+    assert {number: tracks[number][2] for number in parents} == parents
+    assert sum(parent > 0 for parent in parents.values()) >= 10  # five divisions at least
+    assert (tmp_path / "ctc" / "frames.csv").read_text().splitlines()[:2] == [
+        "mask,frame,time_s",
+        "0,0,1700000000.000000",
+    ]
+
+
+def test_ctc_tells_which_frames_it_has_and_ends_tracks_at_a_gap(tmp_path):
+    log_cells(tmp_path / "run", n_frames=16, skipped=(3, 4, 9), dropped=0.1)
+    notes = write_ctc(read_run_table(tmp_path / "run"), tmp_path / "run" / "labels.tif", tmp_path / "ctc")
+    assert "frames.csv says which frame each mask is" in notes[0]
+    assert re.search(r"\d+ times a track was not seen for some frames", notes[1])
+    masks, _ = ctc_rules(tmp_path / "ctc")
+    assert len(masks) == 13
+    frames = read_csv(tmp_path / "ctc" / "frames.csv")["frame"]
+    np.testing.assert_array_equal(frames, [i for i in range(16) if i not in (3, 4, 9)])
+
+
+def test_ctc_refuses_more_tracks_than_its_masks_can_tell_apart_and_writes_nothing(tmp_path):
+    log_cells(tmp_path / "run", n_frames=2)
+    table = read_run_table(tmp_path / "run")
+    many = replace(table, track_id=table.track_id + 65535)
+    with pytest.raises(ValueError, match=r"expected 65535 tracks at most for ctc.* this run needs 65\d+"):
+        write_ctc(many, tmp_path / "run" / "labels.tif", tmp_path / "ctc")
+    assert not (tmp_path / "ctc").exists()
+
+
+def test_ctc_needs_label_images(flat, tmp_path):
+    with pytest.raises(ValueError, match="expected a run with label images for ctc"):
+        write_ctc(flat, tmp_path / "labels.tif", tmp_path / "ctc")
+
+
+def test_a_table_of_cells_has_their_parents(cells, tmp_path):
+    write_run(read_run_table(cells), "csv", tmp_path / "a.csv")
+    told = read_csv(tmp_path / "a.csv")
+    assert (told["parent_id"] < told["track_id"]).all()
+    assert told["parent_id"].max() > 0
