@@ -19,36 +19,12 @@ from oneframe.app.console import CommandError
 MOST_FRAMES = 100
 """Of a stack that is learned from; more tell nothing new."""
 
-_KNOWN = {
+KNOWN = {
     "baseline": "offset", "read_noise": "read_noise", "em_gain": "em_gain", "psf_sigma_px": "psf_sigma_px",
     "photons": "photons", "density_um2": "density_um2", "on_frames": "on_frames",
 }  # fmt: skip
 """Options and what `read_emitter_frame` calls them."""
-_SETTINGS = {"refinements": "refinements", "context_frames": "n_frames", "matching": "matching"}
-_OF_LODESTAR = ("box", "scale", "size", "noise", "alpha", "beta")
-
-
-def check_options(arguments: argparse.Namespace) -> None:
-    """Refuse options of the other method.
-
-    Raises
-    ------
-    CommandError
-        That names the first of them.
-    """
-    shot = arguments.method == "shot"
-    foreign = _OF_LODESTAR if shot else (*_KNOWN, *_SETTINGS, "psf")
-    given = [name for name in foreign if getattr(arguments, name) is not None]
-    if given:
-        option = f"--{given[0].replace('_', '-')}"
-        raise CommandError(
-            f"expected options of {arguments.method}, got {option}; "
-            + ("leave it out" if shot else f"leave it out, or add --method shot if {option} is meant")
-        )
-    n_gain = 1 if shot else 2
-    if arguments.gain is not None and len(arguments.gain) != n_gain:
-        wanted = "counts per photoelectron" if shot else "two factors, FROM and TO"
-        raise CommandError(f"expected {wanted} after --gain with {arguments.method}, got {len(arguments.gain)} numbers")
+SETTINGS = {"refinements": "refinements", "context_frames": "n_frames", "matching": "matching"}
 
 
 def read_frames(text: str) -> Frame:
@@ -75,7 +51,7 @@ def read_psf(path: str) -> GaussianPsf:
 
 def training_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the options say, by the names of `trainer.train`."""
-    values = {theirs: getattr(arguments, ours) for ours, theirs in (_KNOWN | _SETTINGS).items()}
+    values = {theirs: getattr(arguments, ours) for ours, theirs in (KNOWN | SETTINGS).items()}
     values["gain"] = arguments.gain and arguments.gain[0]
     values["psf"] = arguments.psf and read_psf(arguments.psf)
     return values

@@ -98,8 +98,9 @@ def parser() -> argparse.ArgumentParser:
     train = command("train", "train on one frame and export the model")
     train.add_argument("frame", metavar="SNAP.tif", help="the snapped frame, one plane; for shot also a short stack")
     train.add_argument(
-        "--method", choices=["lodestar", "shot"], default="lodestar",
-        help="lodestar: particles that look alike, from one of them; shot: single molecules, however dense",
+        "--method", choices=["lodestar", "shot", "cellulus"], default="lodestar",
+        help="lodestar: particles that look alike, from one of them; shot: single molecules, however dense; cellulus: "
+        "cells, as a label image",
     )  # fmt: skip
     train.add_argument(
         "--box", nargs="+", action=_BoxAction, metavar="X Y W H | auto",
@@ -129,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--alpha", type=float, help="exponent of the weight in the score (default: 0.5)")
     train.add_argument("--beta", type=float, help="exponent of the agreement in the score (default: 0.5)")
     _add_emitters(train)
+    _add_cells(train)
     _add_pixel_size(train)
     _add_hologram(train).add_argument(
         "--z-range-um", nargs=2, type=_finite, metavar=("LOW", "HIGH"),
@@ -308,6 +310,18 @@ def _add_emitters(sub: argparse.ArgumentParser) -> None:
         "--refinements", type=int, metavar="K", help="how often emitters are rendered and corrected (default: 0)"
     )
     group.add_argument("--matching", choices=["exact", "sinkhorn", "published"], help="of the loss (default: exact)")
+
+
+def _add_cells(sub: argparse.ArgumentParser) -> None:
+    """Add what `oneframe.app.cells` reads."""
+    group = sub.add_argument_group("cells", "of --method cellulus; what is not given is read off the frame")
+    group.add_argument("--diameter-px", type=_positive, metavar="D", help="of a cell, camera pixels")
+    group.add_argument("--cells", choices=["bright", "dark"], help="against their surroundings")
+    group.add_argument(
+        "--foreground", choices=["contrast", "intensity", "edges"],
+        help="what tells cells from background. contrast: half the height above the background near by; intensity: one "
+        "threshold for the frame; edges: cells packed side by side, as in phase contrast",
+    )  # fmt: skip
 
 
 def _add_background(group: argparse._ArgumentGroup) -> None:

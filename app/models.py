@@ -16,15 +16,15 @@ from oneframe.runtime.card import ModelCard
 def train(arguments: argparse.Namespace, console: Console) -> None:
     """Train on one box of one frame and export the model."""
     path = new_file(arguments.output, (".onnx",))
-    from oneframe.app import emitters
+    from oneframe.app import cells, emitters
     from oneframe.app.holograms import background_of, read_frame, reference_of, settings_of
 
-    emitters.check_options(arguments)
+    _check_options(arguments)
     shot = arguments.method == "shot"
     frame = emitters.read_frames(arguments.frame) if shot else read_frame(arguments.frame, arguments.hologram or "")
     hologram = settings_of(arguments, frame)
-    if shot:
-        own = emitters.training_of(arguments)
+    if arguments.method != "lodestar":
+        own = (emitters if shot else cells).training_of(arguments)
         own["on_frame"] = lambda told: console.say("\n".join(told.lines()), event="frame", lines=told.lines())
     else:
         own = {
@@ -98,9 +98,44 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
         console.say(f"  {name:<24}{value}")
 
 
+_OF_LODESTAR = ("box", "scale", "size", "noise", "alpha", "beta")
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuse options of another method.
+
+    Raises
+    ------
+    CommandError
+        That names the first of them.
+    """
+    from oneframe.app import cells, emitters
+
+    method = arguments.method
+    options = {
+        "lodestar": _OF_LODESTAR,
+        "shot": (*emitters.KNOWN, *emitters.SETTINGS, "psf"),
+        "cellulus": cells.OPTIONS,
+    }
+    for other, names in options.items():
+        for name in names if other != method else ():
+            if getattr(arguments, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                meant = "" if other == "lodestar" else f", or add --method {other} if {option} is meant"
+                raise CommandError(f"expected options of {method}, got {option}; leave it out{meant}")
+    n_gain = {"lodestar": 2, "shot": 1, "cellulus": 0}[method]
+    if arguments.gain is not None and len(arguments.gain) != n_gain:
+        wanted = ("nothing", "counts per photoelectron", "two factors, FROM and TO")[n_gain]
+        raise CommandError(f"expected {wanted} after --gain with {method}, got {len(arguments.gain)} numbers")
+
+
 def quality_lines(card: ModelCard) -> list[tuple[str, str]]:
     """Return the quality card as (name, value), the advice last."""
     quality = card.quality
+    if card.method == "cellulus":
+        from oneframe.app.cells import quality_lines as cell_lines
+
+        return cell_lines(quality)
     if "advice" not in quality:
         return [("quality", _facts(quality))]
     if "view_z_rmse_um" in quality:
@@ -167,12 +202,12 @@ def _hologram_lines(quality: dict[str, Any]) -> list[tuple[str, str]]:
 
 def verify(arguments: argparse.Namespace, console: Console) -> None:
     """Replay the self-test of a model file."""
-    from oneframe.runtime.selftest import TOLERANCE_PX, verify_model
+    from oneframe.runtime.selftest import verify_model
 
     _, result = verify_model(arguments.model)
     console.say(
         f"{arguments.model}: {result.n_found} of {result.n_expected} expected objects found, positions within "
-        f"{result.worst_px:.2g} px (allowed {TOLERANCE_PX:g}): {'passed' if result.passed else 'FAILED'}",
+        f"{result.worst_px:.2g} px (allowed {result.tolerance_px:g}): {'passed' if result.passed else 'FAILED'}",
         event="verified",
         passed=result.passed,
         expected=result.n_expected,
@@ -182,7 +217,7 @@ def verify(arguments: argparse.Namespace, console: Console) -> None:
     )
     if not result.passed:
         raise CommandError(
-            f"expected the {result.n_expected} objects found at export within {TOLERANCE_PX:g} px, got "
+            f"expected the {result.n_expected} objects found at export within {result.tolerance_px:g} px, got "
             f"{result.n_found} within {result.worst_px:.2g} px; copy the file again or export it again"
         )
 

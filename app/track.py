@@ -27,9 +27,8 @@ from oneframe.runtime.cell_link import CellLinker, CellLinkSettings
 from oneframe.runtime.density import Emitters, RecentEmitters
 from oneframe.runtime.display import DisplaySink, start_viewer
 from oneframe.runtime.drift import ALIKE
-from oneframe.runtime.frame_window import WindowModel
 from oneframe.runtime.link import FrameLinker, LinkSettings
-from oneframe.runtime.load import LoadedModel
+from oneframe.runtime.load import LoadedModel, ready
 from oneframe.runtime.model import load_graph
 from oneframe.runtime.pipeline import Ended, Pipeline
 from oneframe.runtime.publish import emitter_values
@@ -98,7 +97,7 @@ def open_model(arguments: argparse.Namespace, *, live: bool) -> LoadedModel:
         return HologramModel(graph, reference=reference, background=background_of(arguments, live=live))
     if arguments.reference is not None or arguments.background is not None:
         raise CommandError(f"expected no reference or background: {arguments.model} takes camera images; leave it out")
-    return WindowModel(graph) if graph.card.method == "shot" and graph.card.n_channels > 1 else graph
+    return ready(graph)
 
 
 def _each(source: FrameSource) -> Iterator[tuple[Frame | None, str]]:
@@ -221,7 +220,7 @@ def _display_for(model: LoadedModel, board: StatusBoard) -> DisplaySink:
             z_range_um=model.card.trained_ranges.get("z_um"),
             emitters=model.card.method == "shot",
             pixel_size_um=model.card.pixel_size_um,
-            cells=model.card.method == "cellulus",
+            cells=bool(model.card.maps),
         )
     settings = model.settings
     return DisplaySink(
@@ -315,7 +314,7 @@ def run_pipeline(
 
 def linker_for(model: LoadedModel, settings: LinkSettings) -> Linker:
     """Return what gives the model's detections their identities: cells by their masks, particles by distance."""
-    if model.card.method == "cellulus":
+    if bool(model.card.maps):
         max_distance_diameters = settings.max_distance_px / model.card.object_diameter_px
         return CellLinker(
             CellLinkSettings(max_distance_diameters=max_distance_diameters, max_gap_frames=settings.max_gap_frames)

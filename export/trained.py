@@ -24,7 +24,7 @@ class TrainedModel:
 
     graph: nn.Module
     """Takes camera pixels, (H, W) or (C, H, W) of `card.input_dtype`, and a scalar float32 threshold; returns one
-    float32 tensor (N,) per name in `card.columns`, in that order."""
+    float32 tensor per name in `card.outputs`, in that order: (N,) of columns, (H, W) of maps."""
 
     card: ModelCard
 

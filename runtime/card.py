@@ -32,7 +32,7 @@ class ModelCard:
     n_channels: int
     """1: the graph takes (H, W); more: (C, H, W)."""
     columns: tuple[str, ...]
-    """Named outputs of the graph, each a column of `Detections`."""
+    """Columns of `Detections` that the model gives; without `maps` they are the named outputs of the graph."""
     threshold: float
     """Default of the graph's `threshold` input: lowest score that is reported, 0..1."""
     object_diameter_px: float
@@ -45,6 +45,10 @@ class ModelCard:
     hologram: dict[str, Any] = field(default_factory=dict)
     """How a camera frame becomes the graph's input: `HologramSettings`, `pixels_per_cell` and `planes_um` of
     `FocalPlanes`; empty where the graph takes camera pixels."""
+    maps: tuple[str, ...] = ()
+    """Named outputs of a graph that tells of every pixel, each (H, W) float32; the runtime makes rows of them."""
+    separation: dict[str, Any] = field(default_factory=dict)
+    """How the maps become cells: `Separation` in `runtime/cell_model.py`."""
     trained_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     """What the training covered, as (lowest, highest) with the unit in the name."""
     crop: dict[str, Any] = field(default_factory=dict)
@@ -73,6 +77,11 @@ class ModelCard:
             raise ValueError(f"pixel_size_um must be above 0 micrometres or None, got {self.pixel_size_um}")
         if not (math.isfinite(self.object_diameter_px) and self.object_diameter_px > 0):
             raise ValueError(f"object_diameter_px must be above 0, got {self.object_diameter_px}")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Named outputs of the graph, in their order."""
+        return self.maps or self.columns
 
     @property
     def ring_diameter_px(self) -> float:
@@ -112,7 +121,8 @@ class ModelCard:
         try:
             ranges = values.get("trained_ranges", {})
             values["trained_ranges"] = {key: (float(low), float(high)) for key, (low, high) in ranges.items()}
-            values["columns"] = tuple(values["columns"])
+            for name in ("columns", "maps"):
+                values[name] = tuple(values.get(name, ()))
             return cls(**values)
         except (TypeError, AttributeError) as exc:
             raise ValueError(f"the model card is damaged: {exc}; export the model again") from exc

@@ -7,12 +7,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from oneframe.runtime.cell_model import CellModel
 from oneframe.runtime.frame_window import WindowModel
 from oneframe.runtime.hologram_model import HologramModel
 from oneframe.runtime.model import OnnxModel, load_graph
 
-LoadedModel = OnnxModel | HologramModel | WindowModel
-"""What `load_model` gives: of camera images, of holograms, of several consecutive frames."""
+LoadedModel = OnnxModel | CellModel | HologramModel | WindowModel
+"""What `load_model` gives: of camera images, of cells, of holograms, of several consecutive frames."""
 
 
 def load_model(
@@ -48,6 +49,19 @@ def load_model(
         return HologramModel(graph, reference=reference, background=background)
     if reference is not None or background is not None:
         raise ValueError(f"expected no reference or background: {path} takes camera images; leave it out")
+    return ready(graph)
+
+
+def ready(graph: OnnxModel) -> OnnxModel | CellModel | WindowModel:
+    """Return a graph that takes camera images with what its card says must happen around it.
+
+    Raises
+    ------
+    ValueError
+        If the card lacks what that needs.
+    """
+    if graph.card.maps:
+        return CellModel(graph)
     if graph.card.method == "shot" and graph.card.n_channels > 1:
         return WindowModel(graph)
     return graph

@@ -66,8 +66,16 @@ class OnnxModel:
 
     def run(self, pixels: NDArray[Any]) -> Detections:
         """Find the objects of an image that is known to be what the graph takes; as `detect`, without its checks."""
-        values = self._session.run(list(self._card.columns), {"image": pixels, "threshold": self._threshold})
-        return Detections(**dict(zip(self._card.columns, values, strict=True)))
+        return Detections(**self._outputs(pixels))
+
+    def maps(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Return what a graph with `card.maps` tells of every pixel, each (H, W) float32; raises as `detect`."""
+        return self._outputs(self._as_input(image))
+
+    def _outputs(self, pixels: NDArray[Any]) -> dict[str, Any]:
+        names = self._card.outputs
+        values = self._session.run(list(names), {"image": pixels, "threshold": self._threshold})
+        return dict(zip(names, values, strict=True))
 
     def _as_input(self, image: NDArray[Any]) -> NDArray[Any]:
         card = self._card
@@ -156,8 +164,8 @@ def load_graph(
     except ValueError as exc:
         raise ModelFileError(f"{path}: {exc}") from exc
     outputs = {output.name for output in session.get_outputs()}
-    if not set(card.columns) <= outputs:
-        raise ModelFileError(f"{path} promises {card.columns}, its graph gives {sorted(outputs)}; export it again")
+    if not set(card.outputs) <= outputs:
+        raise ModelFileError(f"{path} promises {card.outputs}, its graph gives {sorted(outputs)}; export it again")
     return OnnxModel(session, card, threshold)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -18,6 +18,8 @@ from oneframe.export.trained import TrainedModel
 from oneframe.runtime.field_reader import HologramSettings
 from oneframe.runtime.model import check_pixels
 from oneframe.trainer.boxes import box_warnings, propose_box
+from oneframe.trainer.cellulus import KNOWN_OF_CELLS, CellFrame, train_cellulus
+from oneframe.trainer.cellulus_network import CellulusSettings
 from oneframe.trainer.crops import Box
 from oneframe.trainer.emitter_frame import EmitterFrame
 from oneframe.trainer.hologram import train_hologram
@@ -28,7 +30,10 @@ from oneframe.trainer.loop import Progress
 from oneframe.trainer.shot import KNOWN_OF_FRAME, train_shot
 from oneframe.trainer.shot_network import ShotSettings
 
-METHODS = ("lodestar", "shot")
+Settings = TypeVar("Settings", ShotSettings, CellulusSettings)
+
+METHODS = ("lodestar", "shot", "cellulus")
+_OF_WHOLE_FRAME = ("shot", "cellulus")
 
 
 Boxes = Box | tuple[int, int, int, int] | Sequence[Box | tuple[int, int, int, int]]
@@ -48,7 +53,7 @@ def train(
     reference: NDArray[Any] | None = None,
     background: str | None = None,
     psf: GaussianPsf | None = None,
-    on_frame: Callable[[EmitterFrame], None] | None = None,
+    on_frame: Callable[[EmitterFrame], None] | Callable[[CellFrame], None] | None = None,
     source: str = "",
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
@@ -62,7 +67,8 @@ def train(
         The snapped frame, camera pixels; (2, H, W) where a hologram comes as Re and Im. For `shot` also a short stack
         (T, H, W).
     method : str
-        `lodestar`: particles that look alike, from one of them; `shot`: single molecules, however dense.
+        `lodestar`: particles that look alike, from one of them; `shot`: single molecules, however dense; `cellulus`:
+        cells, as a label image.
     box : Box, (x, y, width, height), a sequence of these, or "auto", optional
         Where the one particle to learn is, whole pixels; several boxes show several particles of one kind. "auto" takes
         the clearest isolated particle of the frame, None the whole image.
@@ -82,12 +88,12 @@ def train(
     psf : GaussianPsf, optional
         Of `shot`: a calibration of the point spread function, with which the model can give z.
     on_frame : callable, optional
-        Of `shot`: told what the frame revealed, before the training.
+        Of `shot` and `cellulus`: told what the frame revealed, before the training.
     source : str
         Name of the file the frame came from; goes into the card.
     **changed
-        Other settings of the method by name, see `LodestarSettings`, `HologramTraining` for holograms, `ShotSettings`;
-        for `shot` also what `read_emitter_frame` need not read off the frame.
+        Other settings of the method by name, see `LodestarSettings`, `HologramTraining` for holograms, `ShotSettings`,
+        `CellulusSettings`; also what `read_emitter_frame` and `read_cell_frame` need not read off the frame.
 
     Raises
     ------
@@ -105,33 +111,25 @@ def train(
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
     changed = {name: value for name, value in changed.items() if value is not None}
-    if method == "shot":
+    if steps is not None:
+        changed["n_steps"] = steps
+    if method in _OF_WHOLE_FRAME:
         foreign = {"box": box, "hologram": hologram, "reference": reference, "background": background}
+        if method != "shot":
+            foreign["psf"] = psf
         for name, value in foreign.items():
             if value is not None:
-                raise ValueError(f"expected no {name} with shot, got one; it learns from the whole frame: leave it out")
+                raise ValueError(
+                    f"expected no {name} with {method}, got one; it learns from the whole frame: leave it out"
+                )
         if preset != "default":
-            raise ValueError(f"expected the default preset for shot, got {preset!r}; leave it out")
-        for plane in image if image.ndim == 3 else (image,):
-            _check_image(plane)
-        if steps is not None:
-            changed["n_steps"] = steps
-        own = {field.name for field in fields(ShotSettings)}
-        known = {name: value for name, value in changed.items() if name not in own}
-        unknown = known.keys() - KNOWN_OF_FRAME
-        if unknown:
-            raise ValueError(f"expected settings of ShotSettings, got {', '.join(sorted(unknown))}; leave them out")
-        trained = train_shot(
-            image,
-            known=known,
-            psf=psf,
-            pixel_size_um=pixel_size_um,
-            seed=seed,
-            settings=replace(ShotSettings(), **{name: value for name, value in changed.items() if name in own}),
-            on_frame=on_frame,
-            on_progress=on_progress,
-            cancel=cancel,
-        )
+            raise ValueError(f"expected the default preset for {method}, got {preset!r}; leave it out")
+        whole = _train_shot if method == "shot" else _train_cellulus
+        more = {"psf": psf} if method == "shot" else {}
+        trained = whole(
+            image, changed, pixel_size_um=pixel_size_um, seed=seed, on_frame=on_frame, on_progress=on_progress,
+            cancel=cancel, **more,
+        )  # fmt: skip
         snapped = image if image.ndim == 2 else image[-1]
         crop = _crop_record(snapped, [Box(0, 0, snapped.shape[1], snapped.shape[0])], source)
         return replace(trained, card=replace(trained.card, crop=crop))
@@ -142,8 +140,6 @@ def train(
     unknown = changed.keys() - {field.name for field in fields(kind)}
     if unknown:
         raise ValueError(f"expected settings of {kind.__name__}, got {', '.join(sorted(unknown))}; leave them out")
-    if steps is not None:
-        changed["n_steps"] = steps
     if hologram is not None:
         if preset != "default":
             raise ValueError(f"expected the default preset for holograms, got {preset!r}; leave it out")
@@ -176,6 +172,38 @@ def train(
     )
     card = replace(trained.card, pixel_size_um=pixel_size_um, crop=_crop_record(image, boxes, source))
     return replace(trained, card=card)
+
+
+def _train_shot(image: NDArray[Any], changed: dict[str, Any], **how: Any) -> TrainedModel:
+    """Train on the emitters that a frame, or a short stack, reveals."""
+    for plane in image if image.ndim == 3 else (image,):
+        _check_image(plane)
+    settings, known = _settings_of(ShotSettings(), changed, KNOWN_OF_FRAME)
+    return train_shot(image, known=known, settings=settings, **how)
+
+
+def _train_cellulus(image: NDArray[Any], changed: dict[str, Any], **how: Any) -> TrainedModel:
+    """Train on the cells of a frame."""
+    _check_image(image)
+    settings, known = _settings_of(CellulusSettings(), changed, KNOWN_OF_CELLS)
+    return train_cellulus(image, settings=settings, **known, **how)
+
+
+def _settings_of(default: Settings, changed: dict[str, Any], known: frozenset[str]) -> tuple[Settings, dict[str, Any]]:
+    """Return the settings with what was changed, and what is known of the frame.
+
+    Raises
+    ------
+    ValueError
+        If a name is neither.
+    """
+    own = {field.name for field in fields(default)}
+    unknown = changed.keys() - own - known
+    if unknown:
+        kind = type(default).__name__
+        raise ValueError(f"expected settings of {kind}, got {', '.join(sorted(unknown))}; leave them out")
+    settings = replace(default, **{name: value for name, value in changed.items() if name in own})
+    return settings, {name: value for name, value in changed.items() if name not in own}
 
 
 def _boxes(image: NDArray[Any], box: Boxes | Literal["auto"] | None) -> list[Box]:

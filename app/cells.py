@@ -1,0 +1,23 @@
+"""What `oneframe train --method cellulus` makes of its options, and how its quality card reads."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+OPTIONS = ("diameter_px", "cells", "foreground")
+
+
+def training_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options say, by the names of `trainer.train`."""
+    return {name: getattr(arguments, name) for name in OPTIONS}
+
+
+def quality_lines(quality: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the quality card of a model for cells as (name, value)."""
+    told = quality["read_off_frame"]
+    rows = [("read off the frame" if line is told[0] else "", line) for line in told]
+    rows.append(
+        ("found on this frame", f"{quality['cells_on_frame']} cells, median area {quality['median_area_px']:.0f} px^2")
+    )
+    return rows

@@ -1,0 +1,132 @@
+"""A model for cells: camera images in, a label image and one row per cell out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oneframe.runtime.cell_cleanup import size_filter
+from oneframe.runtime.cell_table import cell_table
+from oneframe.runtime.detections import Detections
+from oneframe.runtime.model import OnnxModel
+from oneframe.runtime.vote_clustering import vote_labels
+from oneframe.runtime.watershed import watershed_labels
+from oneframe.runtime.wrapped_model import WrappedModel
+
+Map = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Separation:
+    """How the maps of a graph become cells; lengths are camera pixels. Stands in the card as `separation`."""
+
+    by: Literal["votes", "watershed"]
+    """votes: every pixel votes for where its cell's centre lies; watershed: the foreground falls apart at its necks."""
+    least_area_px: float
+    """Smaller cells go."""
+    bandwidth_px: float = 0.0
+    """votes: no two centres are closer."""
+    least_votes: float = 0.0
+    """votes: fewer pixels on one spot make no cell."""
+    smoothing_px: float = 0.0
+    """watershed: of the distance map."""
+    least_distance_px: float = 0.0
+    """watershed: no two cells' middles are closer."""
+    least_depth: float = 0.01
+    """watershed: how much narrower than the cell a neck is."""
+
+    def __post_init__(self) -> None:
+        if self.by not in ("votes", "watershed"):
+            raise ValueError(f"cells are separated by votes or watershed, got {self.by!r}; update oneframe")
+
+    @classmethod
+    def from_card(cls, values: dict[str, Any]) -> Separation:
+        """Read it from a card.
+
+        Raises
+        ------
+        ValueError
+            If something is missing or unknown.
+        """
+        try:
+            return cls(**values)
+        except TypeError as exc:
+            known = ", ".join(field.name for field in fields(cls))
+            raise ValueError(
+                f"the model card's separation is damaged: expected {known}, got {', '.join(values)}; export it again"
+            ) from exc
+
+    def to_card(self) -> dict[str, Any]:
+        """Return it as it stands in a card."""
+        return asdict(self)
+
+
+class CellModel(WrappedModel):
+    """The graph tells of each pixel whether it is of a cell and where that cell's centre lies; here it becomes cells.
+
+    Deterministic; each frame is looked at by itself.
+
+    Parameters
+    ----------
+    network : OnnxModel
+        The graph of the model file.
+
+    Raises
+    ------
+    ValueError
+        If the card's separation is damaged.
+    """
+
+    def __init__(self, network: OnnxModel) -> None:
+        super().__init__(network)
+        self.separation = Separation.from_card(network.card.separation)
+
+    def detect(self, image: NDArray[Any]) -> Detections:
+        """Find the cells of an image (H, W), camera pixels.
+
+        Returns
+        -------
+        Detections
+            One row per cell, `labels` with row i - 1 as label i. `score` is the mean probability of its pixels.
+
+        Raises
+        ------
+        ValueError
+            If the image does not fit the model, or nothing was imaged.
+        """
+        maps = self._network.maps(image)
+        return cells_of(maps, image if image.ndim == 2 else image[0], self.separation)
+
+
+def cells_of(maps: dict[str, Map], image: NDArray[Any], separation: Separation) -> Detections:
+    """Return the cells that the maps of an image (H, W) tell of.
+
+    Parameters
+    ----------
+    maps : dict
+        `foreground`, 0 or the probability, and for votes `offset_y_px` and `offset_x_px`; each (H, W) float32.
+    """
+    foreground = maps["foreground"]
+    inside = foreground > 0
+    if separation.by == "votes":
+        labels = vote_labels(
+            np.stack([maps["offset_y_px"], maps["offset_x_px"]]),
+            inside,
+            bandwidth_px=separation.bandwidth_px,
+            least_votes=separation.least_votes,
+        )
+    else:
+        labels = watershed_labels(
+            inside,
+            smoothing_px=separation.smoothing_px,
+            least_distance_px=separation.least_distance_px,
+            least_depth=separation.least_depth,
+        )
+    labels = size_filter(labels, separation.least_area_px)
+    flat = labels.ravel()
+    area = np.maximum(np.bincount(flat), 1)
+    score = (np.bincount(flat, foreground.ravel()) / area)[1:]
+    return cell_table(labels, image, score.clip(0, 1).astype(np.float32))

@@ -1,0 +1,86 @@
+"""What stands out of its surroundings, and by how much: pixels become independent of brightness and of uneven light.
+
+The same layers look at a frame when its cells are proposed, in training, and inside the deployed graph.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+REFERENCE_PX = 24.0
+"""Cell diameter at the scale on which contrast and network work."""
+STRIDE_PX = 4
+"""Surroundings are looked at on a grid this coarse; sides must be multiples."""
+REACH_PX = 56
+"""Pixels further away than this have no part in a pixel's contrast."""
+HALF_HEIGHT = 0.45
+"""Of the contrast: outlines at half height, and a little outside it, where the blurred edge of a cell is seen."""
+
+_BLUR_PX = REFERENCE_PX / 20
+_LOW_PX, _HIGH_PX = 1.5 * REFERENCE_PX, 0.8 * REFERENCE_PX
+"""Width of the windows in which background and top are looked for: beyond one cell, within one cell."""
+_LOW_BLUR_PX, _HIGH_BLUR_PX = REFERENCE_PX / 2, REFERENCE_PX / 3
+
+
+class LocalContrast(nn.Module):
+    """Relief of a pixel above the local background, the contrast (relief of the local top), and the smoothed pixels.
+
+    Background and top are the lowest and highest values near by, smoothed: an adaptive threshold at a share of the
+    contrast follows dim and bright cells, uneven light and bleaching alike.
+
+    Parameters
+    ----------
+    sign : float
+        1: cells are brighter than their surroundings, -1: darker.
+
+    References
+    ----------
+    Bernsen, Proc. 8th Int. Conf. on Pattern Recognition (1986): thresholds between local extremes.
+    """
+
+    def __init__(self, sign: float) -> None:
+        super().__init__()
+        self.sign = sign
+        for name, sigma in (
+            ("fine", _BLUR_PX), ("low", _LOW_BLUR_PX / STRIDE_PX), ("high", _HIGH_BLUR_PX / STRIDE_PX)
+        ):  # fmt: skip
+            self.register_buffer(name, _gaussian(sigma))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all three for images (B, 1, H, W), sides multiples of `STRIDE_PX`, camera counts times `sign`."""
+        smooth = _blurred(self.sign * pixels, self.fine)
+        coarse = F.avg_pool2d(smooth, STRIDE_PX)
+        low = _blurred(-_highest(-coarse, _LOW_PX), self.low)
+        high = _blurred(_highest(coarse, _HIGH_PX), self.high)
+        low, contrast = (
+            F.interpolate(each, scale_factor=float(STRIDE_PX), mode="bilinear", align_corners=False)
+            for each in (low, (high - low).clamp(min=0))
+        )
+        return smooth - low, contrast, smooth
+
+
+def normalised(relief: Tensor, contrast: Tensor, floor: Tensor | float) -> Tensor:
+    """Return what the network sees: 0 in the background, about 1 on cells; noise below `floor` counts stays small."""
+    return relief / contrast.clamp(min=floor) if isinstance(floor, float) else relief / torch.maximum(contrast, floor)
+
+
+def _gaussian(sigma_px: float) -> Tensor:
+    reach = math.ceil(3 * sigma_px)
+    weight = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float32) / sigma_px) ** 2)
+    return weight / weight.sum()
+
+
+def _blurred(images: Tensor, weight: Tensor) -> Tensor:
+    reach = len(weight) // 2
+    across = F.conv2d(F.pad(images, (reach, reach, 0, 0), "replicate"), weight[None, None, None, :])
+    return F.conv2d(F.pad(across, (0, 0, reach, reach), "replicate"), weight[None, None, :, None])
+
+
+def _highest(coarse: Tensor, width_px: float) -> Tensor:
+    """Return the highest value within a square about each, on the coarse grid."""
+    width = round(width_px / STRIDE_PX) | 1
+    return F.max_pool2d(F.pad(coarse, (width // 2,) * 4, "replicate"), width, stride=1)

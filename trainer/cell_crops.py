@@ -1,0 +1,251 @@
+"""Crops with known cells by the thousand, composed of one frame: cells that stand alone are pasted side by side.
+
+Where cells touch, no contrast tells them apart for sure; but cells that stand alone are known exactly, and put next to
+each other they teach what touching cells look like, and crowds denser than the frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oneframe.trainer.cellulus_network import CellulusSettings
+
+Image = NDArray[np.float32]
+Labels = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+
+_RIM_PX = 6
+"""Around a cell its light is taken along."""
+_CONVEX = 0.93
+"""Area over that of the convex hull from which an object is taken for one cell."""
+_AREAS = (0.35, 2.0)
+"""Area over the median within which it is, too."""
+_OVERLAP = 0.06
+"""Share of a pasted cell that may lie on others."""
+_FEWEST = 8
+"""With fewer cells that stand alone, some that touch are taken as well."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellCutout:
+    """One cell to be pasted."""
+
+    light: Image
+    """(h, w), counts above the background, faded out beyond the rim and towards other cells."""
+    mask: Mask
+    """(h, w)"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CropBatch:
+    """What one step learns from; margins belong to `images` only."""
+
+    images: Tensor
+    """(B, 1, S + 2 margin, S + 2 margin), counts at the reference scale."""
+    floors: Tensor
+    """(B, 1, 1, 1), counts."""
+    labelled: Tensor
+    """(B, S, S) bool"""
+    offsets: Tensor
+    """(B, 2, S, S), px to the centre of the cell; 0 outside."""
+    known: Tensor
+    """(B, S, S) bool"""
+
+
+class CellComposer:
+    """Composes crops of a frame and its proposed cells.
+
+    Parameters
+    ----------
+    image : (H, W) float32
+        Counts at the reference scale.
+    relief : (H, W) float32
+        Counts above the local background; negative contrast counts as positive.
+    sign : float
+        1: cells are bright; -1: dark.
+    labels : (H, W) int32
+        Proposed cells, 1 .. N.
+    floor : float
+        Noise floor of the contrast, counts.
+    """
+
+    def __init__(
+        self, image: Image, relief: Image, sign: float, labels: Labels, floor: float, settings: CellulusSettings
+    ) -> None:
+        self.settings, self.floor = settings, floor
+        self.crop_px = min(settings.crop_px, *(side // 4 * 4 for side in image.shape))
+        self.sign = sign
+        self.cutouts, self.trusted = _cutouts(relief, labels)
+        margin = settings.margin_px
+        self._image = np.pad(image.astype(np.float32), margin, "edge")  # as the graph pads a frame
+        self._labels = np.pad(labels, margin, "edge")
+        self._middles = np.argwhere(labels > 0)
+
+    def batch(self, n: int, rng: np.random.Generator) -> CropBatch:
+        """Return n crops."""
+        margin = self.settings.margin_px
+        inner = np.s_[margin:-margin, margin:-margin]
+        images, floors, labelled, offsets, known = [], [], [], [], []
+        for _ in range(n):
+            image, labels, trusted = self._composed(rng)
+            image, labels, trusted = _turned((image, labels, trusted), rng)
+            image, floor = self._changed(image, rng)
+            images.append(image)
+            floors.append(floor)
+            labelled.append(labels[inner] > 0)
+            offsets.append(offsets_to_centres(labels)[:, margin:-margin, margin:-margin])
+            known.append(trusted[inner])
+        return CropBatch(
+            torch.from_numpy(np.stack(images))[:, None],
+            torch.tensor(floors, dtype=torch.float32)[:, None, None, None],
+            torch.from_numpy(np.stack(labelled)),
+            torch.from_numpy(np.stack(offsets)),
+            torch.from_numpy(np.stack(known)),
+        )
+
+    def _composed(self, rng: np.random.Generator) -> tuple[Image, Labels, Mask]:
+        """Return image, labels and trusted pixels of one crop with its margins."""
+        import cv2
+
+        s = self.settings
+        size = self.crop_px + 2 * s.margin_px
+        corner = rng.integers(0, np.array(self._image.shape) - size + 1)
+        if len(self._middles) and rng.random() < 0.75:  # where there are cells
+            middle = self._middles[rng.integers(len(self._middles))]
+            wanted = middle - rng.integers(0, self.crop_px, 2)
+            corner = wanted.clip(0, np.array(self._image.shape) - size)
+        box = np.s_[corner[0] : corner[0] + size, corner[1] : corner[1] + size]
+        image, labels = self._image[box].copy(), self._labels[box].copy()
+        doubtful = ~self.trusted[labels]
+        if self.cutouts and rng.random() < s.pasted_share:
+            self._paste(image, labels, int(rng.integers(1, s.most_pasted + 1)), rng)
+        doubtful &= labels == self._labels[box]
+        trusted = cv2.dilate(doubtful.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
+        return image, labels, np.asarray(trusted)
+
+    def _paste(self, image: Image, labels: Labels, n: int, rng: np.random.Generator) -> None:
+        """Paste n cells into a crop, most of them so that they touch one that is there."""
+        spread = self.settings.brightness_spread
+        number = int(self._labels.max()) + 1
+        for _ in range(3 * n):
+            cutout = self.cutouts[rng.integers(len(self.cutouts))]
+            light, mask = _turned((cutout.light, cutout.mask), rng)
+            place = self._place(labels, mask, rng)
+            if place is None:
+                continue
+            gain = np.float32(self.sign * np.exp(rng.normal(0, spread)))
+            image[place] += gain * light
+            there = labels[place]
+            on_top = (there == 0) | (rng.random() < 0.5)
+            there[mask & on_top] = number
+            number += 1
+            n -= 1
+            if not n:
+                return
+
+    def _place(self, labels: Labels, mask: Mask, rng: np.random.Generator) -> tuple[slice, slice] | None:
+        """Return where to paste a cell, or None if there is no room in the direction that was drawn."""
+        height, width = mask.shape
+        room = np.array(labels.shape) - mask.shape
+        if (room < 0).any():
+            return None
+        inner = np.argwhere(labels[12:-12:4, 12:-12:4]) * 4 + 12
+        if not len(inner) or rng.random() < 0.2:
+            y, x = rng.integers(0, room + 1)
+            place = np.s_[y : y + height, x : x + width]
+            return place if (labels[place][mask] > 0).mean() <= _OVERLAP else None
+        start = inner[rng.integers(len(inner))]
+        angle = rng.uniform(0, 2 * np.pi)
+        step = np.array([np.sin(angle), np.cos(angle)])
+        for distance in np.arange(6.0, 60.0, 2.0):
+            y, x = np.rint(start + distance * step - np.array(mask.shape) / 2).astype(int)
+            if min(y, x) < 0 or y > room[0] or x > room[1]:
+                return None
+            place = np.s_[y : y + height, x : x + width]
+            if (labels[place][mask] > 0).mean() <= _OVERLAP:
+                return place
+        return None
+
+    def _changed(self, image: Image, rng: np.random.Generator) -> tuple[Image, float]:
+        """Return the crop more blurred and noisier now and then, and its noise floor."""
+        import cv2
+
+        s = self.settings
+        image = np.ascontiguousarray(image)
+        if rng.random() < 0.3:
+            image = np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, max(s.blur_px, 0.31))), np.float32)
+        if rng.random() < 0.5:
+            sigma = rng.uniform(0, s.noise) * self.floor
+            image = image + np.float32(sigma) * rng.standard_normal(image.shape, np.float32)
+        return image, self.floor * float(np.exp(rng.uniform(*np.log(s.contrast))))
+
+
+def offsets_to_centres(labels: Labels) -> NDArray[np.float32]:
+    """Return the offset (dy, dx) of each pixel to the centroid of its cell, (2, H, W), px; 0 in the background."""
+    height, width = labels.shape
+    flat = labels.ravel()
+    area = np.maximum(np.bincount(flat), 1)
+    rows, columns = np.divmod(np.arange(flat.size), width)
+    offsets = np.stack([np.bincount(flat, each)[flat] / area[flat] - each for each in (rows, columns)])
+    offsets[:, flat == 0] = 0
+    return offsets.reshape(2, height, width).astype(np.float32)
+
+
+def _cutouts(relief: Image, labels: Labels) -> tuple[list[CellCutout], Mask]:
+    """Return the cells fit to be pasted, and which labels (0 .. N) are trusted to be one cell each."""
+    import cv2
+
+    n = int(labels.max())
+    trusted = np.ones(n + 1, bool)
+    if not n:
+        return [], trusted
+    area = np.bincount(labels.ravel(), minlength=n + 1)
+    low, high = (share * float(np.median(area[1:])) for share in _AREAS)
+    kernel = np.ones((5, 5), np.uint8)
+    found: list[tuple[int, CellCutout]] = []
+    for label, box in _boxes(labels):
+        mask = labels[box] == label
+        trusted[label] = low < area[label] < high and area[label] > _CONVEX * _hull_area(mask)
+        top, left = box[0].start, box[1].start
+        inside = min(top, left) > 1 and box[0].stop < labels.shape[0] - 1 and box[1].stop < labels.shape[1] - 1
+        if not trusted[label] or not inside:
+            continue
+        around = np.s_[max(0, top - _RIM_PX) : box[0].stop + _RIM_PX, max(0, left - _RIM_PX) : box[1].stop + _RIM_PX]
+        mask = labels[around] == label
+        others = (labels[around] > 0) & ~mask
+        touching = int((others & (cv2.dilate(mask.astype(np.uint8), kernel) > 0)).sum())
+        fade = cv2.GaussianBlur(cv2.dilate(mask.astype(np.float32), kernel), (0, 0), 1.2)
+        fade[others] = 0
+        found.append((touching, CellCutout(np.asarray(fade * relief[around], np.float32), mask)))
+    alone = [cutout for touching, cutout in found if not touching]
+    if len(alone) < _FEWEST:
+        alone = [cutout for _, cutout in sorted(found, key=lambda each: each[0])[:_FEWEST]]
+    return alone, trusted
+
+
+def _boxes(labels: Labels) -> list[tuple[int, tuple[slice, slice]]]:
+    from scipy.ndimage import find_objects
+
+    return [(label, box) for label, box in enumerate(find_objects(labels), 1) if box is not None]
+
+
+def _hull_area(mask: Mask) -> float:
+    """Return the pixels that the convex hull of a cell's pixels covers."""
+    import cv2
+
+    points = np.argwhere(mask)[:, ::-1].astype(np.int32)
+    filled = np.zeros(mask.shape, np.uint8)
+    cv2.fillConvexPoly(filled, cv2.convexHull(points), 1)
+    return float(filled.sum())
+
+
+def _turned(planes: tuple[NDArray[np.generic], ...], rng: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
+    """Turn all planes by the same multiple of 90 degrees and flip them or not."""
+    turns, flip = int(rng.integers(4)), rng.random() < 0.5
+    turned = (np.rot90(plane, turns) for plane in planes)
+    return tuple(plane[:, ::-1] if flip else plane for plane in turned)

@@ -1,0 +1,129 @@
+"""Which pixels of the snapped frame are cells, by contrast alone: where the learning begins, and the classical model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from oneframe.runtime.cell_cleanup import size_filter
+from oneframe.runtime.watershed import watershed_labels
+from oneframe.trainer.cell_contrast import HALF_HEIGHT, REACH_PX, REFERENCE_PX, STRIDE_PX, LocalContrast
+
+CRITERIA = ("contrast", "intensity", "edges")
+"""contrast: above the half height between background and top near by; intensity: above one threshold for the frame;
+edges: darker or brighter than a narrow neighbourhood, for cells packed side by side."""
+
+Image = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposal:
+    """Cells of one frame at the reference scale, as one criterion sees them."""
+
+    criterion: str
+    sign: float
+    labels: NDArray[np.int32]
+    """(H, W)"""
+    relief: Image
+    """(H, W), counts above the local background; of dark cells below it."""
+    smooth: Image
+    """(H, W), the blurred frame, times `sign`."""
+    threshold: float
+    """Least relief of the foreground, counts."""
+    level: float
+    """Of intensity: the threshold on `smooth`; else NaN."""
+
+
+@torch.no_grad()
+def contrast_maps(image: Image, sign: float) -> tuple[Image, Image, Image]:
+    """Return relief, contrast and the smoothed image, each (H, W), of a frame at the reference scale."""
+    height, width = image.shape
+    margin = REACH_PX // STRIDE_PX * STRIDE_PX
+    sides = [(margin, margin + -side % STRIDE_PX) for side in image.shape]
+    maps = LocalContrast(sign)(torch.from_numpy(np.pad(image, sides, "edge"))[None, None])
+    relief, contrast, smooth = (each[0, 0, margin : margin + height, margin : margin + width].numpy() for each in maps)
+    return relief, contrast, smooth
+
+
+def propose(image: Image, sign: float, criterion: str) -> Proposal:
+    """Return the cells of a frame (H, W), camera counts at the reference scale, by one criterion.
+
+    Raises
+    ------
+    ValueError
+        If the criterion is unknown.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"expected a foreground among {', '.join(CRITERIA)}, got {criterion!r}")
+    relief, contrast, smooth = contrast_maps(image, sign)
+    threshold, level = li_threshold(relief), float("nan")
+    if criterion == "contrast":
+        labels = _cells((relief > HALF_HEIGHT * contrast) & (relief > threshold))
+    elif criterion == "intensity":
+        level = li_threshold(smooth)
+        labels = _cells(smooth > level)
+    else:
+        labels = _packed_cells(sign * image, relief, threshold)
+    return Proposal(criterion, sign, labels, relief, smooth, threshold, level)
+
+
+def _cells(foreground: Mask) -> NDArray[np.int32]:
+    labels = watershed_labels(
+        foreground, smoothing_px=REFERENCE_PX / 24, least_distance_px=0.3 * REFERENCE_PX, least_depth=0.01
+    )
+    return size_filter(labels, least_area_px())
+
+
+def _packed_cells(bright: Image, relief: Image, threshold: float) -> NDArray[np.int32]:
+    """Return cells that stand out of a neighbourhood narrower than themselves, grown to where they stop to."""
+    import cv2
+    from scipy.ndimage import distance_transform_edt
+
+    narrow, wide = (cv2.GaussianBlur(bright, (0, 0), REFERENCE_PX / part) for part in (16, 4))
+    ridge = np.asarray(narrow - wide, np.float32)
+    core = (ridge > 0.2 * np.percentile(ridge[ridge > 0], 99)) & (relief > 0.5 * threshold)
+    labels = watershed_labels(
+        core, smoothing_px=REFERENCE_PX / 24, least_distance_px=0.3 * REFERENCE_PX, least_depth=0.15
+    )
+    labels = size_filter(labels, least_area_px())
+    area = np.bincount(labels.ravel())
+    light = np.bincount(labels.ravel(), relief.ravel()) / np.maximum(area, 1)
+    labels = np.where(light[labels] > threshold, labels, 0).astype(np.int32)
+    distance, nearest = distance_transform_edt(labels == 0, return_indices=True)
+    grown = labels[tuple(nearest)]
+    grown[(distance > REFERENCE_PX / 8) | ((ridge < 0) & (distance > 1))] = 0
+    return size_filter(grown, least_area_px())
+
+
+def least_area_px(share: float = 0.1) -> float:
+    """Return the area of the smallest cell, as a share of a disc of the reference diameter."""
+    return share * np.pi * REFERENCE_PX**2 / 4
+
+
+def li_threshold(values: NDArray[np.float32]) -> float:
+    """Return the threshold of least cross entropy.
+
+    References
+    ----------
+    Li and Tam, Pattern Recognition Letters 19, 771 (1998): iterated from the mean.
+    """
+    lowest = float(values.min())
+    counts, edges = np.histogram(values, 4096)
+    light = (edges[:-1] + edges[1:]) / 2 - lowest
+    number, weight = np.cumsum(counts), np.cumsum(counts * light)
+    threshold = weight[-1] / number[-1]
+    for _ in range(100):
+        k = int(np.searchsorted(light, threshold, "right")) - 1
+        if k < 0 or number[k] == number[-1]:
+            break
+        below = max(weight[k] / max(number[k], 1), 1e-9)
+        above = (weight[-1] - weight[k]) / (number[-1] - number[k])
+        moved = (above - below) / np.log(above / below) if above > below else threshold
+        if abs(moved - threshold) < (edges[1] - edges[0]) / 2:
+            break
+        threshold = moved
+    return lowest + float(threshold)

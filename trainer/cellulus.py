@@ -1,0 +1,285 @@
+"""Cells from one unlabelled frame: which way they stand out, what tells them apart, one network for both.
+
+After Cellulus (Wolf et al., ICCV 2023): offsets that point at one place per object, learned without annotation.
+Differs from the paper: the cells that contrast alone tells apart are the start, and crops composed of them teach the
+rest (`cell_crops`); see `docs/decisions/0014`.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from oneframe.export.trained import TrainedModel
+from oneframe.runtime import cell_table
+from oneframe.runtime.card import ModelCard
+from oneframe.runtime.cell_model import Separation, cells_of
+from oneframe.runtime.detections import Detections
+from oneframe.trainer.cell_contrast import REFERENCE_PX, normalised
+from oneframe.trainer.cell_crops import CellComposer
+from oneframe.trainer.cell_proposals import CRITERIA, Proposal, propose
+from oneframe.trainer.cell_scale import WorkingScale, likely_diameters, rescaled, working_scale
+from oneframe.trainer.cellulus_graph import CellGraph
+from oneframe.trainer.cellulus_network import CellulusNetwork, CellulusSettings, cell_loss
+from oneframe.trainer.loop import LoopSettings, Progress, fit, one_thread
+
+FLOOR = 0.5
+"""Noise floor of the contrast over the threshold on the relief."""
+KNOWN_OF_CELLS = frozenset(("diameter_px", "cells", "foreground"))
+"""What `train_cellulus` can be told in place of reading it off the frame."""
+_WORKERS = 2
+_EXAMPLE_PX = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellFrame:
+    """What one frame reveals of its cells."""
+
+    diameter_px: float
+    """Of a cell, camera pixels."""
+    sign: float
+    """1: brighter than their surroundings, -1: darker."""
+    criterion: str
+    """Which of `CRITERIA` makes the foreground."""
+    scale: WorkingScale
+    image: NDArray[np.float32]
+    """(h, w), the frame at the working scale."""
+    proposal: Proposal
+
+    def lines(self) -> list[str]:
+        """Return it as sentences for the user."""
+        kind = "brighter" if self.sign > 0 else "darker"
+        return [
+            f"cells: {self.diameter_px:.1f} px across, {kind} than their surroundings (--diameter-px, --cells)",
+            f"foreground by {self.criterion}: {int(self.proposal.labels.max())} cells proposed (--foreground)",
+        ]
+
+
+def train_cellulus(
+    image: NDArray[Any],
+    *,
+    diameter_px: float | None = None,
+    cells: str | None = None,
+    foreground: str | None = None,
+    pixel_size_um: float | None = None,
+    seed: int = 0,
+    settings: CellulusSettings,
+    on_frame: Callable[[CellFrame], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> TrainedModel:
+    """Train on one frame (H, W) of cells.
+
+    Parameters
+    ----------
+    diameter_px, cells, foreground : optional
+        As for `read_cell_frame`.
+    on_frame : callable, optional
+        Told what the frame revealed, before the training.
+
+    Raises
+    ------
+    ValueError
+        If no cells are seen.
+    TrainingCancelled
+        If `cancel` was set.
+    """
+    frame = read_cell_frame(image, diameter_px=diameter_px, cells=cells, foreground=foreground)
+    if on_frame is not None:
+        on_frame(frame)
+    with one_thread():
+        network = trained_network(frame, settings, seed, on_progress=on_progress, cancel=cancel)
+        graph = _graph(frame, network)
+        return _completed(image, frame, graph, settings, seed, pixel_size_um)
+
+
+def read_cell_frame(
+    image: NDArray[Any], *, diameter_px: float | None = None, cells: str | None = None, foreground: str | None = None
+) -> CellFrame:
+    """Return what a frame (H, W) reveals of its cells.
+
+    Parameters
+    ----------
+    diameter_px : float, optional
+        Of a cell, camera pixels; by default as large as the blobs that stand out.
+    cells : str, optional
+        `bright` or `dark`; by default what gives the better cells.
+    foreground : str, optional
+        One of `CRITERIA`; likewise.
+
+    Raises
+    ------
+    ValueError
+        If no cells are seen, or an argument is none of these.
+    """
+    if cells not in (None, "bright", "dark"):
+        raise ValueError(f"expected cells bright or dark, got {cells!r}")
+    signs = {None: (1.0, -1.0), "bright": (1.0,), "dark": (-1.0,)}[cells]
+    criteria = CRITERIA if foreground is None else (foreground,)
+    best: tuple[float, CellFrame] | None = None
+    for sign in signs:
+        for each in [diameter_px] if diameter_px is not None else likely_diameters(image, sign)[:1]:
+            scale = working_scale(each)
+            pixels = rescaled(image, scale)
+            for criterion in criteria:
+                proposal = propose(pixels, sign, criterion)
+                frame = CellFrame(each, sign, criterion, scale, pixels, proposal)
+                score = _plausible(frame)
+                if best is None or score > best[0]:
+                    best = score, frame
+    if best is None or not best[1].proposal.labels.any():
+        raise ValueError(
+            "expected cells, got a frame in which nothing of a cell's size stands out; snap a frame with cells in "
+            "focus, or say what they are like: diameter_px, cells, foreground"
+        )
+    return best[1]
+
+
+def _plausible(frame: CellFrame) -> float:
+    return float(frame.criterion == "contrast") + 0.5 * (frame.sign > 0)
+
+
+def trained_network(
+    frame: CellFrame,
+    settings: CellulusSettings,
+    seed: int,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> CellulusNetwork:
+    """Return a network trained on crops composed of the frame's cells, which it proposes anew after each round."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = CellulusNetwork(settings.channels)
+    labels = frame.proposal.labels
+    floor = FLOOR * frame.proposal.threshold
+    steps = [settings.n_steps // settings.rounds] * settings.rounds
+    steps[-1] += settings.n_steps - sum(steps)
+    for k, n_steps in enumerate(steps):
+        composer = CellComposer(frame.image, frame.proposal.relief, frame.sign, labels, floor, settings)
+        contrast = _graph(frame, network).contrast
+
+        def loss_of_part(part: int, composer: CellComposer = composer, k: int = k) -> torch.Tensor:
+            batch = composer.batch(settings.crops // _WORKERS, np.random.default_rng([seed, k, part]))
+            with torch.no_grad():
+                relief, top, _ = contrast(batch.images)
+                seen = normalised(relief, top, batch.floors)
+            margin = settings.margin_px
+            told = network(seen)[..., margin:-margin, margin:-margin]
+            return cell_loss(told, batch.labelled, batch.offsets, batch.known, settings.offset_weight)
+
+        def report(progress: Progress, before: int = sum(steps[:k])) -> None:
+            if on_progress is not None:
+                done = progress.step + before
+                left = progress.eta_s * (settings.n_steps - done) / max(progress.n_steps - progress.step, 1)
+                on_progress(replace(progress, step=done, n_steps=settings.n_steps, eta_s=left))
+
+        schedule = LoopSettings(n_steps, settings.learning_rate)
+        network = fit(network, loss_of_part, schedule, on_progress=report, cancel=cancel, workers=_WORKERS)
+        if k + 1 < len(steps):
+            labels = _proposed_by(network, frame, settings)
+    return network
+
+
+def _graph(frame: CellFrame, network: CellulusNetwork | None) -> CellGraph:
+    proposal = frame.proposal
+    level = None if math.isnan(proposal.level) else proposal.level
+    return CellGraph(
+        network,
+        sign=frame.sign,
+        scale=frame.scale,
+        floor=FLOOR * proposal.threshold,
+        threshold=proposal.threshold,
+        level=level if network is None else None,
+    ).eval()
+
+
+@torch.no_grad()
+def _proposed_by(network: CellulusNetwork, frame: CellFrame, settings: CellulusSettings) -> NDArray[np.int32]:
+    """Return the cells (h, w) that a network sees in the frame, at the working scale."""
+    told = _graph(frame, network).told(torch.from_numpy(frame.image)[None, None])[0].numpy()
+    likely = 1 / (1 + np.exp(-told[0]))
+    maps = {"foreground": np.where(likely >= 0.5, likely, 0), "offset_y_px": told[1], "offset_x_px": told[2]}
+    labels = cells_of(maps, frame.image, separation(REFERENCE_PX, settings)).labels
+    return frame.proposal.labels if labels is None else labels
+
+
+def separation(diameter_px: float, settings: CellulusSettings, by: str = "votes") -> Separation:
+    """Return how maps become cells of this diameter, px of the maps."""
+    area_px = math.pi * diameter_px**2 / 4
+    if by == "votes":
+        return Separation(
+            "votes",
+            settings.least_area * area_px,
+            bandwidth_px=settings.bandwidth * diameter_px,
+            least_votes=settings.least_area * area_px,
+        )
+    return Separation(
+        "watershed",
+        settings.least_area * area_px,
+        smoothing_px=diameter_px / 24,
+        least_distance_px=0.3 * diameter_px,
+    )
+
+
+def _completed(
+    image: NDArray[Any],
+    frame: CellFrame,
+    graph: CellGraph,
+    settings: CellulusSettings,
+    seed: int,
+    pixel_size_um: float | None,
+) -> TrainedModel:
+    """Sign the card."""
+    diameter_px = REFERENCE_PX / frame.scale.factor
+    how = separation(diameter_px, settings)
+    found = detect(graph, image, how)
+    quality = {
+        "read_off_frame": frame.lines(),
+        "cells_on_frame": len(found),
+        "cells_proposed": int(frame.proposal.labels.max()),
+        "median_area_px": float(np.median(found.area_px)) if len(found) and found.area_px is not None else 0.0,
+    }
+    card = ModelCard(
+        method="cellulus",
+        input_dtype=image.dtype.name,
+        n_channels=1,
+        columns=cell_table.COLUMNS,
+        threshold=0.5,
+        object_diameter_px=frame.diameter_px,
+        normalisation={"sign": frame.sign, "floor": graph.floor, "factor": frame.scale.factor},
+        pixel_size_um=pixel_size_um,
+        maps=graph.maps,
+        separation=how.to_card(),
+        settings={**asdict(settings), "seed": seed, "foreground": frame.criterion},
+        quality=quality,
+    )
+    return TrainedModel(graph, card, _example(image, found), input_shape=image.shape)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def detect(graph: CellGraph, image: NDArray[Any], how: Separation, threshold: float = 0.5) -> Detections:
+    """Return the cells that a graph finds in an image (H, W), by torch."""
+    values = graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(threshold))
+    return cells_of({name: value.numpy() for name, value in zip(graph.maps, values, strict=True)}, image, how)
+
+
+def _example(image: NDArray[Any], found: Detections) -> NDArray[Any]:
+    """Return the part of the frame that shows most cells."""
+    height, width = image.shape
+    side_y, side_x = min(height, _EXAMPLE_PX), min(width, _EXAMPLE_PX)
+    best = (-1, 0, 0)
+    for top in range(0, height - side_y + 1, max(1, side_y // 2)):
+        for left in range(0, width - side_x + 1, max(1, side_x // 2)):
+            inside = (found.y_px >= top) & (found.y_px < top + side_y)
+            inside &= (found.x_px >= left) & (found.x_px < left + side_x)
+            best = max(best, (int(inside.sum()), -top, -left))
+    _, top, left = best
+    return np.ascontiguousarray(image[-top : -top + side_y, -left : -left + side_x])

@@ -1,0 +1,108 @@
+"""The deployed graph for cells: camera pixels in, maps of the same size out, which the runtime makes cells of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oneframe.trainer.cell_contrast import HALF_HEIGHT, LocalContrast, normalised
+from oneframe.trainer.cellulus_network import MULTIPLE_PX, CellulusNetwork
+
+if TYPE_CHECKING:
+    from oneframe.trainer.cell_scale import WorkingScale
+
+MARGIN_PX = 24
+"""A frame is reflected so far at its border, working pixels, as crops were at the frame's in training."""
+
+
+def to_working_scale(image: Tensor, scale: WorkingScale) -> Tensor:
+    """Return an image (H, W) at the scale of the network, (1, 1, h, w)."""
+    pixels = image[None, None]
+    if scale.pooling > 1:
+        more = scale.pooling - 1
+        pixels = F.avg_pool2d(F.pad(pixels, (0, more, 0, more), mode="replicate"), scale.pooling)
+    if scale.zoom != 1:
+        pixels = F.interpolate(pixels, scale_factor=float(scale.zoom), mode="bilinear", align_corners=False)
+    return pixels
+
+
+def to_camera_scale(maps: Tensor, scale: WorkingScale, height: int, width: int) -> Tensor:
+    """Return maps (1, C, h, w) at the camera's scale, (C, height, width)."""
+    if scale.factor == 1:
+        return maps[0]
+    if scale.zoom != 1:
+        maps = F.interpolate(maps, scale_factor=float(1 / scale.zoom), mode="bilinear", align_corners=False)
+    if scale.pooling > 1:
+        maps = F.interpolate(maps, scale_factor=float(scale.pooling), mode="bilinear", align_corners=False)
+    # where the sizes do not divide, a row or column is missing: the last one stands in
+    maps = F.pad(maps, (0, 3 * scale.pooling, 0, 3 * scale.pooling), mode="replicate")
+    return maps[0, :, :height, :width]
+
+
+class CellGraph(nn.Module):
+    """Contrast and network: the probability of being a cell and the offset to the cell's centre, of every pixel.
+
+    Parameters
+    ----------
+    network : CellulusNetwork or None
+        None: the classical criterion alone, without offsets.
+    sign : float
+        1: bright cells, -1: dark ones.
+    scale : WorkingScale
+    floor : float
+        Noise floor of the contrast, counts at the working scale.
+    threshold : float
+        Of the classical criterion: least relief, counts.
+    level : float or None
+        Of the classical criterion: one threshold for the frame, in place of half the local contrast.
+    """
+
+    def __init__(
+        self,
+        network: CellulusNetwork | None,
+        *,
+        sign: float,
+        scale: WorkingScale,
+        floor: float,
+        threshold: float,
+        level: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.contrast = network, LocalContrast(sign)
+        self.scale, self.floor, self.threshold, self.level = scale, floor, threshold, level
+        self.maps: tuple[str, ...] = ("foreground",)
+        if network is not None:
+            self.maps += ("offset_y_px", "offset_x_px")
+
+    def forward(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
+        """Return `maps`, each (H, W), for an image (H, W) and the lowest probability of the foreground.
+
+        `foreground` is 0 where the probability is below the threshold; offsets are camera pixels.
+        """
+        height, width = image.shape
+        pixels = to_working_scale(image.to(torch.float32), self.scale)
+        told = self.told(pixels)
+        maps = to_camera_scale(told, self.scale, height, width)
+        likely = torch.sigmoid(maps[0])
+        foreground = torch.where(likely >= threshold, likely, torch.zeros_like(likely))
+        return foreground, *(offset / self.scale.factor for offset in maps[1:])
+
+    def told(self, pixels: Tensor) -> Tensor:
+        """Return logit and offsets at the working scale, (1, C, h, w), for pixels (1, 1, h, w)."""
+        height, width = pixels.shape[-2:]
+        before, after = MARGIN_PX, MARGIN_PX + MULTIPLE_PX - 1
+        # replicated, not reflected: a frame may be smaller than the margin
+        padded = F.pad(pixels, (before, after, before, after), mode="replicate")
+        whole = [(side + before + after) // MULTIPLE_PX * MULTIPLE_PX for side in (height, width)]
+        padded = padded[..., : whole[0], : whole[1]]
+        relief, contrast, smooth = self.contrast(padded)
+        if self.network is not None:
+            told = self.network(normalised(relief, contrast, self.floor))
+        elif self.level is not None:
+            told = (smooth - self.level) / self.floor
+        else:
+            told = torch.minimum(relief - HALF_HEIGHT * contrast, relief - self.threshold) / self.floor
+        return told[..., before : before + height, before : before + width]
