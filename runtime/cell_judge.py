@@ -195,8 +195,15 @@ def plausibility(labels: Labels, image: NDArray[Any], *, diameter_px: float) -> 
     explained = _explained(labels, smooth - _blurred(frame, diameter_px / 2), noise, diameter_px)
     mean = float(cell.mean())
     score = 2 * mean * explained / (mean + explained) if mean + explained > 0 else 0.0
-    columns = (column.astype(np.float32) for column in (cell, outline, solidity, size))
-    return Plausibility(score, *columns, explained, bright)
+    return Plausibility(
+        score=score,
+        cell=cell.astype(np.float32),
+        outline=outline.astype(np.float32),
+        solidity=solidity.astype(np.float32),
+        size=size.astype(np.float32),
+        explained=explained,
+        bright=bright,
+    )
 
 
 def _outline(labels: Labels, n: int, smooth: Single, noise: float, step_px: float) -> tuple[Array, bool]:
@@ -209,7 +216,8 @@ def _outline(labels: Labels, n: int, smooth: Single, noise: float, step_px: floa
     place = (np.arange(-_STEPS, _STEPS + 1) * step_px + 0.5).astype(np.float32)  # a pixel's border, not its middle
     at_y, at_x = y[:, None] + normal[0][:, None] * place, x[:, None] + normal[1][:, None] * place
     light = _sampled(smooth, at_y, at_x, cv2.INTER_LINEAR)  # (rim pixels, places from inside to outside)
-    beyond = _sampled(labels.astype(np.float32), at_y[:, 5:7], at_x[:, 5:7], cv2.INTER_NEAREST)
+    next_to = slice(_STEPS + 1, _STEPS + 3)
+    beyond = _sampled(labels.astype(np.float32), at_y[:, next_to], at_x[:, next_to], cv2.INTER_NEAREST)
     touching = ((beyond > 0) & (beyond != cell[:, None] + 1)).any(1)
     free = ~touching
     slope = light[:, :-2] - light[:, 2:]
@@ -218,11 +226,9 @@ def _outline(labels: Labels, n: int, smooth: Single, noise: float, step_px: floa
         light, slope = -light, -slope
 
     def total(values: NDArray[Any], of: NDArray[np.bool_]) -> Array:
-        summed: Array = np.bincount(cell[of], values[of], minlength=n)
-        return summed
+        return np.bincount(cell[of], values[of], minlength=n).astype(np.float64)
 
-    one = np.ones(len(cell))
-    n_free, n_touching = total(one, free), total(one, touching)
+    n_free, n_touching = (total(of.astype(np.float64), of) for of in (free, touching))
     steepest = total(np.abs(slope).max(1), free)
     on_edge = total(slope[:, _STEPS - 1], free) / np.maximum(np.maximum(steepest, 3 * noise * n_free), 1e-9)
     enough = n_free > 3
