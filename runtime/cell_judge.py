@@ -30,6 +30,8 @@ _SIZE_SPREAD = 0.7
 """Natural logarithm of areas, standard deviation: daughters are half their mother, clumps and crumbs are rarer."""
 _WORST_SOLIDITY, _GOOD_SOLIDITY = 0.6, 0.95
 _NORMAL_PX = 4
+_KNOWN_SPREAD = 1.4
+"""As `_SIZE_SPREAD`, of the median area about a known one: wide, a diameter wrong by 1.4 costs 0.1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,9 @@ def agreement(
     )
 
 
-def plausibility(labels: Labels, image: NDArray[Any], *, diameter_px: float) -> Plausibility:
+def plausibility(
+    labels: Labels, image: NDArray[Any], *, diameter_px: float, diameter_known: bool = False
+) -> Plausibility:
     """Judge a label image by the frame alone.
 
     Parameters
@@ -159,6 +163,8 @@ def plausibility(labels: Labels, image: NDArray[Any], *, diameter_px: float) -> 
         Camera pixels.
     diameter_px : float
         Scale on which edges and contrast are looked at; the same one for all label images that are compared.
+    diameter_known : bool
+        True: somebody measured it, and labels whose median area is another score less. With a guess that misleads.
 
     Returns
     -------
@@ -190,11 +196,13 @@ def plausibility(labels: Labels, image: NDArray[Any], *, diameter_px: float) -> 
     smooth = _blurred(frame, sigma_px)
     noise = _noise(frame) / (2 * np.sqrt(np.pi) * sigma_px)  # what the blur leaves of it
     outline, bright = _outline(labels, n, smooth, noise, max(1.0, diameter_px / 16))
-    solidity, size = _shape(labels, n)
+    solidity, size, usual_px = _shape(labels, n)
     cell = outline * solidity * size
     explained = _explained(labels, smooth - _blurred(frame, diameter_px / 2), noise, diameter_px)
     mean = float(cell.mean())
     score = 2 * mean * explained / (mean + explained) if mean + explained > 0 else 0.0
+    if diameter_known:
+        score *= float(_usual(np.log(usual_px / (np.pi * diameter_px**2 / 4)), _KNOWN_SPREAD))
     return Plausibility(
         score=score,
         cell=cell.astype(np.float32),
@@ -265,8 +273,8 @@ def _normals(labels: Labels) -> tuple[Single, Single, NDArray[np.intp], Single]:
     return y[known].astype(np.float32), x[known].astype(np.float32), cell, normal[:, known] / length[known]
 
 
-def _shape(labels: Labels, n: int) -> tuple[Array, Array]:
-    """Return how convex each cell is, and how usual its area."""
+def _shape(labels: Labels, n: int) -> tuple[Array, Array, float]:
+    """Return how convex each cell is, how usual its area, and the usual area, px^2."""
     import cv2
     from scipy import ndimage
 
@@ -283,11 +291,15 @@ def _shape(labels: Labels, n: int) -> tuple[Array, Array]:
     for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         at_border[side] = True
     cut = at_border[1:]
-    usual = np.median(area[~cut] if (~cut).sum() > 2 else area)
-    larger = np.log(np.maximum(area, 1) / max(usual, 1))
+    usual = max(1.0, float(np.median(area[~cut] if (~cut).sum() > 2 else area)))
+    larger = np.log(np.maximum(area, 1) / usual)
     larger[cut] = np.maximum(larger[cut], 0)
     convex = np.clip((solidity - _WORST_SOLIDITY) / (_GOOD_SOLIDITY - _WORST_SOLIDITY), 0, 1)
-    return convex, np.exp(-((larger / _SIZE_SPREAD) ** 2) / 2)
+    return convex, _usual(larger, _SIZE_SPREAD), usual
+
+
+def _usual(log_ratio: Any, spread: float) -> Array:
+    return np.asarray(np.exp(-((log_ratio / spread) ** 2) / 2), np.float64)
 
 
 def _explained(labels: Labels, contrast: Single, noise: float, diameter_px: float) -> float:

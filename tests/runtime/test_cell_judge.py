@@ -110,6 +110,15 @@ def test_the_worse_cell_is_known(scene):
     assert after.score < before.score
 
 
+def test_a_known_diameter_speaks_against_cells_of_another_size(scene):
+    image, labels, diameter_px = scene
+    guessed, known, wrong = (
+        plausibility(labels, image, diameter_px=size, diameter_known=is_known).score
+        for size, is_known in ((diameter_px, False), (diameter_px, True), (2.5 * diameter_px, True))
+    )
+    assert wrong < 0.6 * known < known <= guessed < 1.1 * known
+
+
 def test_nothing_is_not_plausible_and_everything_neither():
     image = np.random.default_rng(0).normal(100, 5, (64, 80))
     none = plausibility(np.zeros(image.shape, np.int32), image, diameter_px=12)
