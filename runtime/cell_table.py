@@ -56,7 +56,7 @@ def cell_table(labels: NDArray[np.int32], image: NDArray[Any], score: NDArray[np
     dy, dx = row - y[cell], column - x[cell]
     yy, xx, xy = mean(dy * dy) + 1 / 12, mean(dx * dx) + 1 / 12, mean(dy * dx)
     middle, half = (yy + xx) / 2, np.hypot((xx - yy) / 2, xy)
-    columns: dict[str, NDArray[Any]] = {
+    columns: dict[str, Any] = {
         "y_px": y,
         "x_px": x,
         "score": score,
@@ -66,4 +66,5 @@ def cell_table(labels: NDArray[np.int32], image: NDArray[Any], score: NDArray[np
         "minor_axis_px": 4 * np.sqrt(np.maximum(middle - half, 0)),
         "orientation_rad": np.arctan2(2 * xy, xx - yy) / 2,
     }
-    return Detections(**{name: values.astype(np.float32) for name, values in columns.items()}, labels=labels)
+    single: dict[str, Any] = {name: values.astype(np.float32) for name, values in columns.items()}
+    return Detections(**single, labels=labels)

@@ -42,6 +42,10 @@ class LocalContrast(nn.Module):
     Bernsen, Proc. 8th Int. Conf. on Pattern Recognition (1986): thresholds between local extremes.
     """
 
+    fine: Tensor
+    low: Tensor
+    high: Tensor
+
     def __init__(self, sign: float) -> None:
         super().__init__()
         self.sign = sign

@@ -6,7 +6,9 @@ each other they teach what touching cells look like, and crowds denser than the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +25,13 @@ _RIM_PX = 6
 """Around a cell its light is taken along."""
 _CONVEX = 0.93
 """Area over that of the convex hull from which an object is taken for one cell."""
-_AREAS = (0.35, 2.0)
-"""Area over the median within which it is, too."""
+_LARGE = 1.6
+"""Area over the median from which it must be `_VERY_CONVEX`: two cells that touch are nearly convex too."""
+_VERY_CONVEX = 0.955
+_RAGGED = 0.02
+"""Where the outlines of all cells are ragged, those a little less convex than the median are still taken."""
+_AREAS = (0.35, 5.0)
+"""Area over the median within which an object is taken for one cell."""
 _OVERLAP = 0.06
 """Share of a pasted cell that may lie on others."""
 _FEWEST = 8
@@ -93,7 +100,8 @@ class CellComposer:
         images, floors, labelled, offsets, known = [], [], [], [], []
         for _ in range(n):
             image, labels, trusted = self._composed(rng)
-            image, labels, trusted = _turned((image, labels, trusted), rng)
+            turns, flip = int(rng.integers(4)), bool(rng.random() < 0.5)
+            image, labels, trusted = (_turned(plane, turns, flip) for plane in (image, labels, trusted))
             image, floor = self._changed(image, rng)
             images.append(image)
             floors.append(floor)
@@ -134,7 +142,7 @@ class CellComposer:
         number = int(self._labels.max()) + 1
         for _ in range(3 * n):
             cutout = self.cutouts[rng.integers(len(self.cutouts))]
-            light, mask = _turned((cutout.light, cutout.mask), rng)
+            light, mask = _varied(cutout, self.settings, rng)
             place = self._place(labels, mask, rng)
             if place is None:
                 continue
@@ -205,12 +213,16 @@ def _cutouts(relief: Image, labels: Labels) -> tuple[list[CellCutout], Mask]:
     if not n:
         return [], trusted
     area = np.bincount(labels.ravel(), minlength=n + 1)
-    low, high = (share * float(np.median(area[1:])) for share in _AREAS)
+    median = float(np.median(area[1:]))
+    low, high = (share * median for share in _AREAS)
+    convexity = {label: area[label] / _hull_area(labels[box] == label) for label, box in _boxes(labels)}
+    usual = float(np.median(list(convexity.values()))) - _RAGGED
     kernel = np.ones((5, 5), np.uint8)
     found: list[tuple[int, CellCutout]] = []
     for label, box in _boxes(labels):
         mask = labels[box] == label
-        trusted[label] = low < area[label] < high and area[label] > _CONVEX * _hull_area(mask)
+        least = min(usual, _CONVEX) if area[label] < _LARGE * median else min(usual + 2 * _RAGGED, _VERY_CONVEX)
+        trusted[label] = low < area[label] < high and convexity[label] > least
         top, left = box[0].start, box[1].start
         inside = min(top, left) > 1 and box[0].stop < labels.shape[0] - 1 and box[1].stop < labels.shape[1] - 1
         if not trusted[label] or not inside:
@@ -226,6 +238,28 @@ def _cutouts(relief: Image, labels: Labels) -> tuple[list[CellCutout], Mask]:
     if len(alone) < _FEWEST:
         alone = [cutout for _, cutout in sorted(found, key=lambda each: each[0])[:_FEWEST]]
     return alone, trusted
+
+
+def _varied(cutout: CellCutout, settings: CellulusSettings, rng: np.random.Generator) -> tuple[Image, Mask]:
+    """Return light and mask of a cell turned by any angle, mirrored or not, larger or smaller, (h, w)."""
+    import cv2
+
+    zoom = float(np.exp(rng.uniform(*np.log(settings.sizes))))
+    angle = rng.uniform(0, 2 * math.pi)
+    height, width = cutout.mask.shape
+    side = math.ceil(zoom * math.hypot(height, width)) + 1
+    cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
+    flip = 1 if rng.random() < 0.5 else -1
+    turn = np.array([[cos, -sin * flip], [sin, cos * flip]])
+    shift = np.array([side - 1, side - 1]) / 2 - turn @ np.array([width - 1, height - 1]) / 2
+    matrix = np.column_stack([turn, shift])
+    light = cv2.warpAffine(cutout.light, matrix, (side, side), flags=cv2.INTER_LINEAR)
+    mask = cv2.warpAffine(cutout.mask.astype(np.float32), matrix, (side, side), flags=cv2.INTER_LINEAR) > 0.5
+    rows, columns = (np.flatnonzero(np.asarray(light > 0).any(axis)) for axis in (1, 0))
+    if not len(rows) or not mask.any():
+        return cutout.light, cutout.mask
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return np.asarray(light[box], np.float32), np.asarray(mask[box])
 
 
 def _boxes(labels: Labels) -> list[tuple[int, tuple[slice, slice]]]:
@@ -244,8 +278,7 @@ def _hull_area(mask: Mask) -> float:
     return float(filled.sum())
 
 
-def _turned(planes: tuple[NDArray[np.generic], ...], rng: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
-    """Turn all planes by the same multiple of 90 degrees and flip them or not."""
-    turns, flip = int(rng.integers(4)), rng.random() < 0.5
-    turned = (np.rot90(plane, turns) for plane in planes)
-    return tuple(plane[:, ::-1] if flip else plane for plane in turned)
+def _turned(plane: NDArray[Any], turns: int, flip: bool) -> NDArray[Any]:
+    """Turn a plane by multiples of 90 degrees, and mirror it or not."""
+    turned = np.rot90(plane, turns)
+    return turned[:, ::-1] if flip else turned

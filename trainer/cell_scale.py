@@ -83,9 +83,9 @@ def likely_diameters(image: NDArray[np.generic], sign: float) -> list[float]:
         return []
     clear = strength > _CLEAR * np.percentile(strength, 99)
     votes = np.bincount(number[clear], strength[clear], minlength=len(sizes))
-    votes = np.convolve(votes, [0.2, 0.6, 1.0, 0.6, 0.2], "same")
-    peaks = [k for k in range(len(votes)) if votes[k] > 0 and votes[k] == votes[max(0, k - 3) : k + 4].max()]
-    return [float(sizes[k]) for k in sorted(peaks, key=lambda k: -votes[k])[:3]]
+    smooth = np.convolve(votes, [0.2, 0.6, 1.0, 0.6, 0.2], "same")
+    peaks = [k for k in range(len(smooth)) if smooth[k] > 0 and smooth[k] == smooth[max(0, k - 3) : k + 4].max()]
+    return [float(sizes[k]) for k in sorted(peaks, key=lambda k: -smooth[k])[:3]]
 
 
 def _blobs(image: Image, sizes: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:

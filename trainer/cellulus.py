@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from oneframe.export.trained import TrainedModel
 from oneframe.runtime import cell_table
 from oneframe.runtime.card import ModelCard
+from oneframe.runtime.cell_judge import plausibility
 from oneframe.runtime.cell_model import Separation, cells_of
 from oneframe.runtime.detections import Detections
-from oneframe.trainer.cell_contrast import REFERENCE_PX, normalised
+from oneframe.runtime.vote_clustering import consecutive
+from oneframe.trainer.cell_contrast import REFERENCE_PX, LocalContrast, normalised
 from oneframe.trainer.cell_crops import CellComposer
 from oneframe.trainer.cell_proposals import CRITERIA, Proposal, propose
 from oneframe.trainer.cell_scale import WorkingScale, likely_diameters, rescaled, working_scale
@@ -30,6 +32,10 @@ from oneframe.trainer.cellulus_graph import CellGraph
 from oneframe.trainer.cellulus_network import CellulusNetwork, CellulusSettings, cell_loss
 from oneframe.trainer.loop import LoopSettings, Progress, fit, one_thread
 
+_HEADSTART = 0.03
+"""By which another criterion must be more plausible than the first; smaller differences are chance."""
+PACKED_DEPTH = 0.45
+"""How much narrower than the cell a neck must be to part two rods."""
 FLOOR = 0.5
 """Noise floor of the contrast over the threshold on the relief."""
 KNOWN_OF_CELLS = frozenset(("diameter_px", "cells", "foreground"))
@@ -123,27 +129,45 @@ def read_cell_frame(
         raise ValueError(f"expected cells bright or dark, got {cells!r}")
     signs = {None: (1.0, -1.0), "bright": (1.0,), "dark": (-1.0,)}[cells]
     criteria = CRITERIA if foreground is None else (foreground,)
-    best: tuple[float, CellFrame] | None = None
-    for sign in signs:
-        for each in [diameter_px] if diameter_px is not None else likely_diameters(image, sign)[:1]:
-            scale = working_scale(each)
-            pixels = rescaled(image, scale)
-            for criterion in criteria:
-                proposal = propose(pixels, sign, criterion)
-                frame = CellFrame(each, sign, criterion, scale, pixels, proposal)
-                score = _plausible(frame)
-                if best is None or score > best[0]:
-                    best = score, frame
-    if best is None or not best[1].proposal.labels.any():
+    sizes = {sign: [diameter_px] if diameter_px else likely_diameters(image, sign)[:1] for sign in signs}
+    frames = [
+        _proposed(image, sign, size, criterion) for sign in signs for size in sizes[sign] for criterion in criteria
+    ]
+    frames = [frame for frame in frames if frame.proposal.labels.any()]
+    if not frames:
         raise ValueError(
             "expected cells, got a frame in which nothing of a cell's size stands out; snap a frame with cells in "
             "focus, or say what they are like: diameter_px, cells, foreground"
         )
-    return best[1]
+    if len(frames) == 1:
+        return frames[0]
+    # one scale for all, on which edges are looked at
+    common_px = min(size for each in sizes.values() for size in each)
+    scores = [
+        plausibility(
+            _at_camera_scale(frame.proposal.labels, image.shape),
+            image,
+            diameter_px=common_px,
+            diameter_known=diameter_px is not None,
+        ).score
+        + _HEADSTART * (frame.criterion == CRITERIA[0])
+        for frame in frames
+    ]
+    return frames[int(np.argmax(scores))]
 
 
-def _plausible(frame: CellFrame) -> float:
-    return float(frame.criterion == "contrast") + 0.5 * (frame.sign > 0)
+def _proposed(image: NDArray[Any], sign: float, diameter_px: float, criterion: str) -> CellFrame:
+    scale = working_scale(diameter_px)
+    pixels = rescaled(image, scale)
+    return CellFrame(diameter_px, sign, criterion, scale, pixels, propose(pixels, sign, criterion))
+
+
+def _at_camera_scale(labels: NDArray[np.int32], shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Return labels (h, w) as large as the frame (H, W), by the nearest pixel."""
+    height, width = shape
+    rows = np.minimum(((np.arange(height) + 0.5) * labels.shape[0] / height).astype(np.intp), labels.shape[0] - 1)
+    columns = np.minimum(((np.arange(width) + 0.5) * labels.shape[1] / width).astype(np.intp), labels.shape[1] - 1)
+    return consecutive(labels[rows[:, None], columns])
 
 
 def trained_network(
@@ -159,33 +183,40 @@ def trained_network(
         torch.manual_seed(seed)
         network = CellulusNetwork(settings.channels)
     labels = frame.proposal.labels
-    floor = FLOOR * frame.proposal.threshold
-    steps = [settings.n_steps // settings.rounds] * settings.rounds
-    steps[-1] += settings.n_steps - sum(steps)
-    for k, n_steps in enumerate(steps):
-        composer = CellComposer(frame.image, frame.proposal.relief, frame.sign, labels, floor, settings)
-        contrast = _graph(frame, network).contrast
-
-        def loss_of_part(part: int, composer: CellComposer = composer, k: int = k) -> torch.Tensor:
-            batch = composer.batch(settings.crops // _WORKERS, np.random.default_rng([seed, k, part]))
-            with torch.no_grad():
-                relief, top, _ = contrast(batch.images)
-                seen = normalised(relief, top, batch.floors)
-            margin = settings.margin_px
-            told = network(seen)[..., margin:-margin, margin:-margin]
-            return cell_loss(told, batch.labelled, batch.offsets, batch.known, settings.offset_weight)
-
-        def report(progress: Progress, before: int = sum(steps[:k])) -> None:
-            if on_progress is not None:
-                done = progress.step + before
-                left = progress.eta_s * (settings.n_steps - done) / max(progress.n_steps - progress.step, 1)
-                on_progress(replace(progress, step=done, n_steps=settings.n_steps, eta_s=left))
-
-        schedule = LoopSettings(n_steps, settings.learning_rate)
-        network = fit(network, loss_of_part, schedule, on_progress=report, cancel=cancel, workers=_WORKERS)
-        if k + 1 < len(steps):
+    for k in range(settings.rounds):
+        n_steps = settings.n_steps * (k + 1) // settings.rounds - settings.n_steps * k // settings.rounds
+        network = _one_round(network, frame, labels, settings, (seed, k), n_steps, on_progress, cancel)
+        if k + 1 < settings.rounds:
             labels = _proposed_by(network, frame, settings)
     return network
+
+
+def _one_round(
+    network: CellulusNetwork,
+    frame: CellFrame,
+    labels: NDArray[np.int32],
+    settings: CellulusSettings,
+    seed: tuple[int, int],
+    n_steps: int,
+    on_progress: Callable[[Progress], None] | None,
+    cancel: threading.Event | None,
+) -> CellulusNetwork:
+    """Return the network trained further on crops composed of these labels (h, w)."""
+    floor = FLOOR * frame.proposal.threshold
+    composer = CellComposer(frame.image, frame.proposal.relief, frame.sign, labels, floor, settings)
+    contrast = LocalContrast(frame.sign)
+    margin = settings.margin_px
+
+    def loss_of_part(part: int) -> torch.Tensor:
+        batch = composer.batch(settings.crops // _WORKERS, np.random.default_rng([*seed, part]))
+        with torch.no_grad():
+            relief, top, _ = contrast(batch.images)
+            seen = normalised(relief, top, batch.floors)
+        told = network(seen)[..., margin:-margin, margin:-margin]
+        return cell_loss(told, batch.labelled, batch.offsets, batch.known, settings.offset_weight)
+
+    schedule = LoopSettings(n_steps, settings.learning_rate)
+    return fit(network, loss_of_part, schedule, on_progress=on_progress, cancel=cancel, workers=_WORKERS)
 
 
 def _graph(frame: CellFrame, network: CellulusNetwork | None) -> CellGraph:
@@ -196,6 +227,7 @@ def _graph(frame: CellFrame, network: CellulusNetwork | None) -> CellGraph:
         sign=frame.sign,
         scale=frame.scale,
         floor=FLOOR * proposal.threshold,
+        least_relief=proposal.least_relief,
         threshold=proposal.threshold,
         level=level if network is None else None,
     ).eval()
@@ -226,6 +258,7 @@ def separation(diameter_px: float, settings: CellulusSettings, by: str = "votes"
         settings.least_area * area_px,
         smoothing_px=diameter_px / 24,
         least_distance_px=0.3 * diameter_px,
+        least_depth=PACKED_DEPTH if by == "necks" else 0.01,
     )
 
 
@@ -239,7 +272,7 @@ def _completed(
 ) -> TrainedModel:
     """Sign the card."""
     diameter_px = REFERENCE_PX / frame.scale.factor
-    how = separation(diameter_px, settings)
+    how = separation(diameter_px, settings, "necks" if frame.criterion == "edges" else "votes")
     found = detect(graph, image, how)
     quality = {
         "read_off_frame": frame.lines(),

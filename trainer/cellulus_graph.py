@@ -54,8 +54,10 @@ class CellGraph(nn.Module):
     scale : WorkingScale
     floor : float
         Noise floor of the contrast, counts at the working scale.
+    least_relief : float
+        What rises less above its surroundings is no cell, whatever the network says, counts.
     threshold : float
-        Of the classical criterion: least relief, counts.
+        Of the classical criterion: likewise.
     level : float or None
         Of the classical criterion: one threshold for the frame, in place of half the local contrast.
     """
@@ -67,12 +69,14 @@ class CellGraph(nn.Module):
         sign: float,
         scale: WorkingScale,
         floor: float,
+        least_relief: float,
         threshold: float,
         level: float | None = None,
     ) -> None:
         super().__init__()
         self.network, self.contrast = network, LocalContrast(sign)
-        self.scale, self.floor, self.threshold, self.level = scale, floor, threshold, level
+        self.scale, self.floor, self.least_relief = scale, floor, least_relief
+        self.threshold, self.level = threshold, level
         self.maps: tuple[str, ...] = ("foreground",)
         if network is not None:
             self.maps += ("offset_y_px", "offset_x_px")
@@ -101,8 +105,11 @@ class CellGraph(nn.Module):
         relief, contrast, smooth = self.contrast(padded)
         if self.network is not None:
             told = self.network(normalised(relief, contrast, self.floor))
+            enough = (relief - self.least_relief) / self.floor
+            told = torch.cat([torch.minimum(told[:, :1], 20 * enough), told[:, 1:]], 1)
         elif self.level is not None:
             told = (smooth - self.level) / self.floor
         else:
             told = torch.minimum(relief - HALF_HEIGHT * contrast, relief - self.threshold) / self.floor
-        return told[..., before : before + height, before : before + width]
+        inner: Tensor = told[..., before : before + height, before : before + width]
+        return inner

@@ -19,7 +19,7 @@ OUTPUTS = ("foreground", "offset_y", "offset_x")
 class CellulusSettings:
     """Network, composed crops, losses and schedule; lengths at the reference scale, where cells are 24 px across."""
 
-    n_steps: int = 450
+    n_steps: int = 400
     learning_rate: float = 3e-3
     crops: int = 4
     """Crops of a step."""
@@ -34,6 +34,8 @@ class CellulusSettings:
     """Of the crops; the others show the frame as it is."""
     brightness_spread: float = 0.25
     """Standard deviation of the logarithm of a pasted cell's brightness over its own."""
+    sizes: tuple[float, float] = (0.75, 1.4)
+    """Pasted cells are larger or smaller by a factor from and to."""
     contrast: tuple[float, float] = (0.6, 2.2)
     """The noise floor is raised by a factor from and to: as if the cells were brighter or bleached."""
     noise: float = 0.5
@@ -47,7 +49,7 @@ class CellulusSettings:
     kappa_px: float = 10.0
     """Pairs are nearer than this."""
     tau_px2: float = 10.0
-    rounds: int = 2
+    rounds: int = 1
     """The frame's cells are proposed by its contrast; after each round but the last the network proposes them anew."""
     bandwidth: float = 0.35
     """Of the vote clustering, cell diameters."""

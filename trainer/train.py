@@ -114,7 +114,7 @@ def train(
     if steps is not None:
         changed["n_steps"] = steps
     if method in _OF_WHOLE_FRAME:
-        foreign = {"box": box, "hologram": hologram, "reference": reference, "background": background}
+        foreign: dict[str, Any] = {"box": box, "hologram": hologram, "reference": reference, "background": background}
         if method != "shot":
             foreign["psf"] = psf
         for name, value in foreign.items():
