@@ -294,7 +294,7 @@ def _completed(
         settings={**asdict(settings), "seed": seed, "foreground": frame.criterion},
         quality=quality,
     )
-    return TrainedModel(graph, card, _example(image, found), input_shape=image.shape)  # type: ignore[arg-type]
+    return TrainedModel(graph, card, _example(image, found), input_shape=image.shape)
 
 
 @torch.no_grad()
