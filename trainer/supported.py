@@ -137,10 +137,24 @@ def supported_sets(pseudo: Labels, annotations: Labels, settings: SupportedSetti
     distance = distance_transform_edt(~annotated) if annotated.any() else np.full(pseudo.shape, np.inf)
     known = ~gone[pseudo] | annotated | (annotations < 0) | (distance <= settings.rim_px)
     near = (labels == 0) & (distance < settings.near_px)
+    sparse = known & (annotated | (annotations < 0) | near)
+    return SupportedSets(labels, sparse, known, agreement_of(pseudo, annotations))
+
+
+def agreement_of(labels: Labels, annotations: Labels) -> float:
+    """Return the mean over annotated cells of the intersection over union with the best cell of `labels` (H, W).
+
+    0..1; NaN where none is annotated. Neither 0 (unknown) nor -1 (background) of the annotations counts.
+    """
+    annotated = annotations > 0
+    if not annotated.any():
+        return math.nan
+    area, given = np.bincount(labels.ravel()), np.bincount(annotations[annotated])
+    both = annotated & (labels > 0)
+    pairs, shared = np.unique(np.stack([labels[both], annotations[both]]), axis=1, return_counts=True)
     iou = np.zeros(len(given))
     np.maximum.at(iou, pairs[1], shared / (area[pairs[0]] + given[pairs[1]] - shared))
-    agreement = float(iou[given > 0].mean()) if annotated.any() else float("nan")
-    return SupportedSets(labels, known & (annotated | (annotations < 0) | near), known, agreement)
+    return float(iou[given > 0].mean())
 
 
 class StarNetwork(nn.Module):
@@ -174,10 +188,10 @@ class StarNetwork(nn.Module):
             self.told.bias[0] = _FIRST_LOGIT  # type: ignore[index]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and rays; an image of at least 8 x 8 px."""
+        """Return logits and rays."""
         height, width = image.shape[-2:]
         most, above = MULTIPLE_PX, MULTIPLE_PX - 1
-        padded = F.pad(image, (0, above, 0, above), mode="reflect")  # by a fixed size: the graph is for any H and W
+        padded = F.pad(image, (0, above, 0, above), mode="replicate")  # by a fixed size: the graph is for any H and W
         padded = padded[..., : (height + above) // most * most, : (width + above) // most * most]
         fine = self.fine(F.pixel_unshuffle(padded, GRID_PX))
         middle = F.relu(self.down(fine))

@@ -1,0 +1,241 @@
+"""Cells from one frame and a few annotations: the unsupervised model proposes, a network of one pass learns from both.
+
+The first half is `cellulus`, whose cells become the pseudo labels; the second `supported`. What a person drew also
+helps to read the frame: how large the cells are, whether bright or dark, and what makes them stand out.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from oneframe.export.trained import TrainedModel
+from oneframe.runtime.cell_model import Separation
+from oneframe.trainer.annotations import Annotations
+from oneframe.trainer.cell_proposals import CRITERIA
+from oneframe.trainer.cell_scale import WorkingScale, rescaled
+from oneframe.trainer.cellulus import CellFrame, detect, read_cell_frame, train_cellulus
+from oneframe.trainer.cellulus_graph import CellGraph
+from oneframe.trainer.cellulus_network import CellulusSettings
+from oneframe.trainer.loop import Progress, one_thread
+from oneframe.trainer.star_graph import StarGraph
+from oneframe.trainer.supported import SupportedSettings, agreement_of, train_supported
+
+THRESHOLD = 0.4
+"""Default probability of a cell's middle."""
+_HEADSTART = 0.1
+"""By which another reading of the frame must agree better with what was drawn than the one without it."""
+_FAR = 1.4
+"""Factor between the diameter read off the frame and that of the drawn cells beyond which the latter counts."""
+_STEP_COST = 0.35
+"""Time of a step of the second half over one of the first, for the time left."""
+
+Labels = NDArray[np.int32]
+
+
+def train_supported_cells(
+    image: NDArray[Any],
+    annotations: Annotations,
+    *,
+    diameter_px: float | None = None,
+    cells: str | None = None,
+    foreground: str | None = None,
+    pixel_size_um: float | None = None,
+    seed: int = 0,
+    settings: CellulusSettings,
+    on_frame: Callable[[CellFrame], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> TrainedModel:
+    """Train on one frame (H, W) of cells, a few of which are annotated.
+
+    Parameters
+    ----------
+    annotations : Annotations
+        Of this frame.
+    settings : CellulusSettings
+        Of the first half; the second has proportionally more steps, which are quicker.
+    diameter_px, cells, foreground, on_frame : optional
+        As for `train_cellulus`; by default as the drawn cells tell, where they contradict what the frame tells.
+
+    Raises
+    ------
+    ValueError
+        If no cells are seen, the annotations are of another frame, or a click hits no cell.
+    TrainingCancelled
+        If `cancel` was set.
+    """
+    if annotations.labels.shape != image.shape:
+        raise ValueError(
+            f"expected annotations of a frame of {image.shape}, got {annotations.labels.shape}; annotate the frame "
+            "that is trained on"
+        )
+    of_stars = SupportedSettings()
+    of_stars = replace(of_stars, n_steps=math.ceil(of_stars.n_steps * settings.n_steps / CellulusSettings().n_steps))
+    first, second = _both(settings.n_steps, of_stars.n_steps, on_progress)
+    known = _told(image, annotations.labels, {"diameter_px": diameter_px, "cells": cells, "foreground": foreground})
+    alone = train_cellulus(
+        image, **known, pixel_size_um=pixel_size_um, seed=seed, settings=settings, on_frame=on_frame,
+        on_progress=first, cancel=cancel,
+    )  # fmt: skip
+    pseudo = _cells(alone, image)
+    labels = annotations.on(pseudo)
+    graph = star_graph(alone.graph)
+    scale = graph.scale
+    network = train_supported(
+        seen_by(graph, image),
+        at_working_scale(pseudo, scale),
+        at_working_scale(labels, scale),
+        settings=of_stars,
+        seed=seed,
+        on_progress=second,
+        cancel=cancel,
+    )
+    graph.network = network
+    how = star_separation(graph, Separation.from_card(alone.card.separation).least_area_px)
+    graph.least_relief = _least_relief(graph, image, labels)
+    graph.eval()
+    card = replace(
+        alone.card,
+        maps=graph.maps,
+        threshold=THRESHOLD,
+        separation=how.to_card(),
+        settings={**alone.card.settings, "supported": asdict(of_stars)},
+    )
+    supported = replace(alone, graph=graph, card=card)
+    return replace(supported, card=replace(card, quality=_quality(alone, supported, image, pseudo, labels)))
+
+
+def star_graph(unsupervised: Any) -> StarGraph:
+    """Return the graph that sees what an unsupervised one (`CellGraph`) sees, without a network yet."""
+    if not isinstance(unsupervised, CellGraph):
+        raise TypeError(f"expected the graph of cellulus, got {type(unsupervised).__name__}; train with cellulus")
+    return StarGraph(
+        None,
+        sign=unsupervised.contrast.sign,
+        scale=unsupervised.scale,
+        floor=unsupervised.floor,
+        least_relief=unsupervised.least_relief,
+    )
+
+
+def star_separation(graph: StarGraph, least_area_px: float) -> Separation:
+    """Return how the maps of a graph become cells."""
+    return Separation("stars", least_area_px, grid_px=graph.grid_px, origin_px=graph.origin_px)
+
+
+@torch.no_grad()
+def seen_by(graph: StarGraph, image: NDArray[Any]) -> NDArray[np.float32]:
+    """Return what the network of a graph sees of a frame (H, W), (h, w) at the working scale."""
+    seen: NDArray[np.float32] = graph.seen(torch.from_numpy(rescaled(image, graph.scale))[None, None])[1][0, 0].numpy()
+    return seen
+
+
+def at_working_scale(labels: Labels, scale: WorkingScale) -> Labels:
+    """Return labels (H, W) at the scale of the network, by the nearest pixel."""
+    index = []
+    for side, own in zip(labels.shape, scale.shape(*labels.shape), strict=True):
+        index.append(np.rint((np.arange(own) + 0.5) / scale.factor - 0.5).astype(np.intp).clip(0, side - 1))
+    return np.ascontiguousarray(labels[index[0][:, None], index[1]])
+
+
+def _told(image: NDArray[Any], drawn: Labels, given: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of the cells, by the drawn ones where they contradict the frame."""
+    if not (drawn > 0).any():
+        return given
+    known = dict(given)
+    areas = np.bincount(drawn[drawn > 0])
+    drawn_px = 2 * math.sqrt(float(np.median(areas[areas > 0])) / math.pi)
+    readings: list[tuple[float, dict[str, Any]]] = []
+    try:
+        frame = read_cell_frame(image, **known)
+    except ValueError:  # nothing of a cell's size is seen: what was drawn may help
+        known["diameter_px"] = drawn_px if given["diameter_px"] is None else given["diameter_px"]
+    else:
+        if given["diameter_px"] is None and not 1 / _FAR < drawn_px / frame.diameter_px < _FAR:
+            known["diameter_px"] = drawn_px
+        else:
+            readings.append((_agreement(frame, drawn) + _HEADSTART, known))
+    for sign in ("bright", "dark") if given["cells"] is None else (given["cells"],):
+        for criterion in CRITERIA if given["foreground"] is None else (given["foreground"],):
+            other = {**known, "cells": sign, "foreground": criterion}
+            try:
+                readings.append((_agreement(read_cell_frame(image, **other), drawn), other))
+            except ValueError:
+                continue
+    return max(readings, key=lambda each: each[0])[1] if readings else given
+
+
+def _agreement(frame: CellFrame, drawn: Labels) -> float:
+    return agreement_of(frame.proposal.labels, at_working_scale(drawn, frame.scale))
+
+
+def _cells(trained: TrainedModel, image: NDArray[Any]) -> Labels:
+    """Return the cells (H, W) that a model finds in its frame."""
+    with one_thread():
+        found = detect(trained.graph, image, Separation.from_card(trained.card.separation), trained.card.threshold)
+    return np.zeros(image.shape, np.int32) if found.labels is None else found.labels
+
+
+def _least_relief(graph: StarGraph, image: NDArray[Any], labels: Labels) -> float:
+    """Return the least relief of a cell, counts: no annotated one is lost by it."""
+    with torch.no_grad():
+        relief = graph.seen(torch.from_numpy(rescaled(image, graph.scale))[None, None])[0][0, 0].numpy()
+    marked = at_working_scale(labels, graph.scale)
+    tops = [float(np.percentile(relief[marked == k], 75)) for k in np.unique(marked[marked > 0])]
+    return min([graph.least_relief, *(0.5 * top for top in tops)])
+
+
+def _quality(
+    alone: TrainedModel, supported: TrainedModel, image: NDArray[Any], pseudo: Labels, labels: Labels
+) -> dict[str, Any]:
+    """Return the quality card: the annotated cells before and after."""
+    found = _cells(supported, image)
+    area = np.bincount(found.ravel())[1:]
+    n = len(np.unique(labels[labels > 0]))
+    before, after = agreement_of(pseudo, labels), agreement_of(found, labels)
+    quality = {
+        **alone.card.quality,
+        "cells_on_frame": int(found.max(initial=0)),
+        "median_area_px": float(np.median(area)) if len(area) else 0.0,
+        "annotated_cells": n,
+    }
+    if n:
+        quality |= {"annotated_iou_before": before, "annotated_iou": after}
+        quality["annotations"] = (
+            f"{n} annotated {'cell' if n == 1 else 'cells'}: without annotation {before:.2f} overlap with the cells found, with "
+            f"it {after:.2f} (intersection over union; 1 is the same outline; these cells were learned from)"
+        )
+    else:
+        quality["annotations"] = "no annotated cell, known background only"
+    return quality
+
+
+def _both(
+    n_first: int, n_second: int, on_progress: Callable[[Progress], None] | None
+) -> tuple[Callable[[Progress], None] | None, Callable[[Progress], None] | None]:
+    """Return what hears of the first and the second half and tells of the whole."""
+    if on_progress is None:
+        return None, None
+    n_steps = n_first + n_second
+    step_s = [math.nan]
+
+    def first(part: Progress) -> None:
+        left = part.n_steps - part.step
+        if left and math.isfinite(part.eta_s):
+            step_s[0] = part.eta_s / left
+        eta_s = part.eta_s + _STEP_COST * step_s[0] * n_second
+        done = min(n_first, part.step)
+        on_progress(replace(part, step=done, n_steps=n_steps, eta_s=eta_s, note="cells without annotation"))
+
+    def second(part: Progress) -> None:
+        on_progress(replace(part, step=n_first + part.step, n_steps=n_steps, note="with annotated cells"))
+
+    return first, second
