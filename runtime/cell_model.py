@@ -102,8 +102,8 @@ class CellModel(WrappedModel):
         Returns
         -------
         Detections
-            One row per cell, `labels` with row i - 1 as label i. `score` is the mean probability of its pixels, of stars
-            that of its middle.
+            One row per cell, `labels` with row i - 1 as label i. `score` is the mean probability of its pixels, or of
+            stars that of its middle.
 
         Raises
         ------

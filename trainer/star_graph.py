@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from oneframe.trainer.cell_contrast import LocalContrast, normalised
 from oneframe.trainer.cellulus_graph import MARGIN_PX, to_working_scale
-from oneframe.trainer.cellulus_network import MULTIPLE_PX
-from oneframe.trainer.supported import GRID_PX, StarNetwork
+from oneframe.trainer.supported import GRID_PX, MULTIPLE_PX, StarNetwork
 
 if TYPE_CHECKING:
     from oneframe.trainer.cell_scale import WorkingScale
@@ -56,18 +55,24 @@ class StarGraph(nn.Module):
 
         Probabilities below the threshold are 0; rays are camera pixels.
         """
-        relief, seen = self.seen(to_working_scale(image.to(torch.float32), self.scale))
-        logit, rays = self.network(seen)
+        pixels = to_working_scale(image.to(torch.float32), self.scale)
+        height, width = pixels.shape[-2:]
+        relief, seen = self.seen(pixels)
+        logit, rays = self.network.told_of(seen)
         enough = (relief[..., ::GRID_PX, ::GRID_PX] - self.least_relief) / self.floor
-        likely = torch.sigmoid(torch.minimum(logit, 20 * enough))[0, 0]
-        return torch.where(likely >= threshold, likely, torch.zeros_like(likely)), rays[0] / self.scale.factor
+        likely = torch.sigmoid(torch.minimum(logit, 20 * enough))
+        likely = torch.where(likely >= threshold, likely, torch.zeros_like(likely))
+        inner = slice((height + 1) // GRID_PX), slice((width + 1) // GRID_PX)
+        return likely[0, 0, *inner], rays[0, :, *inner] / self.scale.factor
 
     def seen(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return relief, counts, and what the network sees, each (1, 1, h, w), of pixels at the working scale."""
-        height, width = pixels.shape[-2:]
-        before, after = MARGIN_PX, MARGIN_PX + MULTIPLE_PX - 1
-        padded = F.pad(pixels, (before, after, before, after), mode="replicate")
-        whole = [(side + before + after) // MULTIPLE_PX * MULTIPLE_PX for side in (height, width)]
-        relief, contrast, _ = self.contrast(padded[..., : whole[0], : whole[1]])
-        inner = slice(before, before + height), slice(before, before + width)
-        return relief[..., *inner], normalised(relief, contrast, self.floor)[..., *inner]
+        """Return relief, counts, and what the network sees, of pixels (1, 1, h, w) at the working scale.
+
+        Both are as large as the next multiples of `MULTIPLE_PX`; what lies beyond (h, w) continues the last pixels.
+        """
+        most, above = MULTIPLE_PX, MULTIPLE_PX - 1
+        padded = F.pad(pixels, (MARGIN_PX, MARGIN_PX + above, MARGIN_PX, MARGIN_PX + above), mode="replicate")
+        height, width = ((side + above) // most * most + 2 * MARGIN_PX for side in pixels.shape[-2:])
+        relief, contrast, _ = self.contrast(padded[..., :height, :width])
+        inner = slice(MARGIN_PX, -MARGIN_PX)
+        return relief[..., inner, inner], normalised(relief, contrast, self.floor)[..., inner, inner]

@@ -188,12 +188,17 @@ class StarNetwork(nn.Module):
             self.told.bias[0] = _FIRST_LOGIT  # type: ignore[index]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and rays."""
+        """Return logits and rays of images of any size."""
         height, width = image.shape[-2:]
         most, above = MULTIPLE_PX, MULTIPLE_PX - 1
         padded = F.pad(image, (0, above, 0, above), mode="replicate")  # by a fixed size: the graph is for any H and W
         padded = padded[..., : (height + above) // most * most, : (width + above) // most * most]
-        fine = self.fine(F.pixel_unshuffle(padded, GRID_PX))
+        logit, rays = self.told_of(padded)
+        return tuple(told[..., : (height + 1) // GRID_PX, : (width + 1) // GRID_PX] for told in (logit, rays))  # type: ignore[return-value]
+
+    def told_of(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and rays of images whose sides are multiples of `MULTIPLE_PX`."""
+        fine = self.fine(F.pixel_unshuffle(image, GRID_PX))
         middle = F.relu(self.down(fine))
         middle = F.relu(middle + self.middle(middle))
         coarse = F.relu(self.down_again(middle))
@@ -202,7 +207,6 @@ class StarNetwork(nn.Module):
         middle = self.up(torch.cat([middle, _doubled(coarse)], 1))
         fine = self.up_again(torch.cat([fine, _doubled(middle)], 1))
         told = self.told(F.relu(self.head(fine)))
-        told = told[..., : (height + 1) // GRID_PX, : (width + 1) // GRID_PX]
         return told[:, :1], _RAY_SCALE_PX * F.softplus(told[:, 1:])
 
 

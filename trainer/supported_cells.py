@@ -90,7 +90,7 @@ def train_supported_cells(
     graph = star_graph(alone.graph)
     scale = graph.scale
     network = train_supported(
-        seen_by(graph, image),
+        seen_by(graph, image)[1],
         at_working_scale(pseudo, scale),
         at_working_scale(labels, scale),
         settings=of_stars,
@@ -132,10 +132,12 @@ def star_separation(graph: StarGraph, least_area_px: float) -> Separation:
 
 
 @torch.no_grad()
-def seen_by(graph: StarGraph, image: NDArray[Any]) -> NDArray[np.float32]:
-    """Return what the network of a graph sees of a frame (H, W), (h, w) at the working scale."""
-    seen: NDArray[np.float32] = graph.seen(torch.from_numpy(rescaled(image, graph.scale))[None, None])[1][0, 0].numpy()
-    return seen
+def seen_by(graph: StarGraph, image: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return relief, counts, and what the network of a graph sees of a frame (H, W), (h, w) at the working scale."""
+    pixels = torch.from_numpy(rescaled(image, graph.scale))[None, None]
+    height, width = pixels.shape[-2:]
+    relief, seen = (each[0, 0, :height, :width].numpy() for each in graph.seen(pixels))
+    return relief, seen
 
 
 def at_working_scale(labels: Labels, scale: WorkingScale) -> Labels:
@@ -186,8 +188,7 @@ def _cells(trained: TrainedModel, image: NDArray[Any]) -> Labels:
 
 def _least_relief(graph: StarGraph, image: NDArray[Any], labels: Labels) -> float:
     """Return the least relief of a cell, counts: no annotated one is lost by it."""
-    with torch.no_grad():
-        relief = graph.seen(torch.from_numpy(rescaled(image, graph.scale))[None, None])[0][0, 0].numpy()
+    relief, _ = seen_by(graph, image)
     marked = at_working_scale(labels, graph.scale)
     tops = [float(np.percentile(relief[marked == k], 75)) for k in np.unique(marked[marked > 0])]
     return min([graph.least_relief, *(0.5 * top for top in tops)])
@@ -209,9 +210,10 @@ def _quality(
     }
     if n:
         quality |= {"annotated_iou_before": before, "annotated_iou": after}
+        cells = "1 annotated cell" if n == 1 else f"{n} annotated cells"
         quality["annotations"] = (
-            f"{n} annotated {'cell' if n == 1 else 'cells'}: without annotation {before:.2f} overlap with the cells found, with "
-            f"it {after:.2f} (intersection over union; 1 is the same outline; these cells were learned from)"
+            f"{cells}: without annotation {before:.2f} overlap with the cells found, with it {after:.2f} (intersection "
+            "over union; 1 is the same outline; these cells were learned from)"
         )
     else:
         quality["annotations"] = "no annotated cell, known background only"
