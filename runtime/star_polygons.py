@@ -79,7 +79,7 @@ def star_labels(
             f"got {prob.shape} and {rays.shape}"
         )
     row, column = _middles(prob, threshold)
-    yx = grid * np.stack([row, column], 1) + origin_px
+    yx: Array = grid * np.stack([row, column], 1).astype(np.float64) + origin_px
     inside = (yx < np.array(shape) - 0.5).all(1)
     row, column, yx = row[inside], column[inside], yx[inside]
     score = prob[row, column]

@@ -34,7 +34,7 @@ class StarGraph(nn.Module):
     maps = ("probability", "rays_px")
 
     def __init__(
-        self, network: StarNetwork | None, *, sign: float, scale: WorkingScale, floor: float, least_relief: float
+        self, network: StarNetwork, *, sign: float, scale: WorkingScale, floor: float, least_relief: float
     ) -> None:
         super().__init__()
         self.network, self.contrast = network, LocalContrast(sign)
@@ -57,7 +57,7 @@ class StarGraph(nn.Module):
         """
         pixels = to_working_scale(image.to(torch.float32), self.scale)
         height, width = pixels.shape[-2:]
-        relief, seen = self.seen(pixels)
+        relief, seen = seen_of(pixels, self.contrast, self.floor)
         logit, rays = self.network.told_of(seen)
         enough = (relief[..., ::GRID_PX, ::GRID_PX] - self.least_relief) / self.floor
         likely = torch.sigmoid(torch.minimum(logit, 20 * enough))
@@ -65,14 +65,15 @@ class StarGraph(nn.Module):
         inner = slice((height + 1) // GRID_PX), slice((width + 1) // GRID_PX)
         return likely[0, 0, *inner], rays[0, :, *inner] / self.scale.factor
 
-    def seen(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return relief, counts, and what the network sees, of pixels (1, 1, h, w) at the working scale.
 
-        Both are as large as the next multiples of `MULTIPLE_PX`; what lies beyond (h, w) continues the last pixels.
-        """
-        most, above = MULTIPLE_PX, MULTIPLE_PX - 1
-        padded = F.pad(pixels, (MARGIN_PX, MARGIN_PX + above, MARGIN_PX, MARGIN_PX + above), mode="replicate")
-        height, width = ((side + above) // most * most + 2 * MARGIN_PX for side in pixels.shape[-2:])
-        relief, contrast, _ = self.contrast(padded[..., :height, :width])
-        inner = slice(MARGIN_PX, -MARGIN_PX)
-        return relief[..., inner, inner], normalised(relief, contrast, self.floor)[..., inner, inner]
+def seen_of(pixels: Tensor, contrast: LocalContrast, floor: float) -> tuple[Tensor, Tensor]:
+    """Return relief, counts, and what the network sees, of pixels (1, 1, h, w) at the working scale.
+
+    Both are as large as the next multiples of `MULTIPLE_PX`; what lies beyond (h, w) continues the last pixels.
+    """
+    most, above = MULTIPLE_PX, MULTIPLE_PX - 1
+    padded = F.pad(pixels, (MARGIN_PX, MARGIN_PX + above, MARGIN_PX, MARGIN_PX + above), mode="replicate")
+    height, width = ((side + above) // most * most + 2 * MARGIN_PX for side in pixels.shape[-2:])
+    relief, top, _ = contrast(padded[..., :height, :width])
+    inner = slice(MARGIN_PX, -MARGIN_PX)
+    return relief[..., inner, inner], normalised(relief, top, floor)[..., inner, inner]

@@ -17,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 
 from oneframe.export.trained import TrainedModel
-from oneframe.runtime.cell_model import Separation
+from oneframe.runtime.cell_model import Separation, cells_of
 from oneframe.trainer.annotations import Annotations
 from oneframe.trainer.cell_proposals import CRITERIA
 from oneframe.trainer.cell_scale import WorkingScale, rescaled
-from oneframe.trainer.cellulus import CellFrame, detect, read_cell_frame, train_cellulus
+from oneframe.trainer.cellulus import CellFrame, read_cell_frame, train_cellulus
 from oneframe.trainer.cellulus_graph import CellGraph
 from oneframe.trainer.cellulus_network import CellulusSettings
 from oneframe.trainer.loop import Progress, one_thread
-from oneframe.trainer.star_graph import StarGraph
-from oneframe.trainer.supported import SupportedSettings, agreement_of, train_supported
+from oneframe.trainer.star_graph import StarGraph, seen_of
+from oneframe.trainer.supported import StarNetwork, SupportedSettings, agreement_of, train_supported
 
 THRESHOLD = 0.4
 """Default probability of a cell's middle."""
@@ -87,21 +87,22 @@ def train_supported_cells(
     )  # fmt: skip
     pseudo = _cells(alone, image)
     labels = annotations.on(pseudo)
-    graph = star_graph(alone.graph)
-    scale = graph.scale
+    if not isinstance(alone.graph, CellGraph):
+        raise TypeError(f"expected the graph of cellulus, got {type(alone.graph).__name__}; train with cellulus")
+    scale = alone.graph.scale
+    at_scale = at_working_scale(labels, scale)
+    relief, seen = seen_by(alone.graph, image)
     network = train_supported(
-        seen_by(graph, image)[1],
+        seen,
         at_working_scale(pseudo, scale),
-        at_working_scale(labels, scale),
+        at_scale,
         settings=of_stars,
         seed=seed,
         on_progress=second,
         cancel=cancel,
     )
-    graph.network = network
+    graph = star_graph(network, alone.graph, least_relief(alone.graph.least_relief, relief, at_scale))
     how = star_separation(graph, Separation.from_card(alone.card.separation).least_area_px)
-    graph.least_relief = _least_relief(graph, image, labels)
-    graph.eval()
     card = replace(
         alone.card,
         maps=graph.maps,
@@ -113,17 +114,15 @@ def train_supported_cells(
     return replace(supported, card=replace(card, quality=_quality(alone, supported, image, pseudo, labels)))
 
 
-def star_graph(unsupervised: Any) -> StarGraph:
-    """Return the graph that sees what an unsupervised one (`CellGraph`) sees, without a network yet."""
-    if not isinstance(unsupervised, CellGraph):
-        raise TypeError(f"expected the graph of cellulus, got {type(unsupervised).__name__}; train with cellulus")
+def star_graph(network: StarNetwork, unsupervised: CellGraph, least_relief: float) -> StarGraph:
+    """Return the graph of a network that sees what an unsupervised one sees."""
     return StarGraph(
-        None,
+        network,
         sign=unsupervised.contrast.sign,
         scale=unsupervised.scale,
         floor=unsupervised.floor,
-        least_relief=unsupervised.least_relief,
-    )
+        least_relief=least_relief,
+    ).eval()
 
 
 def star_separation(graph: StarGraph, least_area_px: float) -> Separation:
@@ -132,11 +131,11 @@ def star_separation(graph: StarGraph, least_area_px: float) -> Separation:
 
 
 @torch.no_grad()
-def seen_by(graph: StarGraph, image: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return relief, counts, and what the network of a graph sees of a frame (H, W), (h, w) at the working scale."""
+def seen_by(graph: CellGraph, image: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return relief, counts, and normalised contrast of a frame (H, W), (h, w) at the working scale of a graph."""
     pixels = torch.from_numpy(rescaled(image, graph.scale))[None, None]
     height, width = pixels.shape[-2:]
-    relief, seen = (each[0, 0, :height, :width].numpy() for each in graph.seen(pixels))
+    relief, seen = (each[0, 0, :height, :width].numpy() for each in seen_of(pixels, graph.contrast, graph.floor))
     return relief, seen
 
 
@@ -179,19 +178,21 @@ def _agreement(frame: CellFrame, drawn: Labels) -> float:
     return agreement_of(frame.proposal.labels, at_working_scale(drawn, frame.scale))
 
 
+@torch.no_grad()
 def _cells(trained: TrainedModel, image: NDArray[Any]) -> Labels:
     """Return the cells (H, W) that a model finds in its frame."""
+    card = trained.card
     with one_thread():
-        found = detect(trained.graph, image, Separation.from_card(trained.card.separation), trained.card.threshold)
-    return np.zeros(image.shape, np.int32) if found.labels is None else found.labels
+        values = trained.graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(card.threshold))
+    maps = {name: value.numpy() for name, value in zip(card.maps, values, strict=True)}
+    found = cells_of(maps, image, Separation.from_card(card.separation)).labels
+    return np.zeros(image.shape, np.int32) if found is None else found
 
 
-def _least_relief(graph: StarGraph, image: NDArray[Any], labels: Labels) -> float:
-    """Return the least relief of a cell, counts: no annotated one is lost by it."""
-    relief, _ = seen_by(graph, image)
-    marked = at_working_scale(labels, graph.scale)
-    tops = [float(np.percentile(relief[marked == k], 75)) for k in np.unique(marked[marked > 0])]
-    return min([graph.least_relief, *(0.5 * top for top in tops)])
+def least_relief(usual: float, relief: NDArray[np.float32], annotations: Labels) -> float:
+    """Return the least relief of a cell, counts: at most half that of any annotated one, which is not lost by it."""
+    numbers = np.unique(annotations[annotations > 0])
+    return min([usual, *(0.5 * float(np.percentile(relief[annotations == k], 75)) for k in numbers)])
 
 
 def _quality(
