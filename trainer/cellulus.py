@@ -38,8 +38,8 @@ PACKED_DEPTH = 0.45
 """How much narrower than the cell a neck must be to part two rods."""
 FLOOR = 0.5
 """Noise floor of the contrast over the threshold on the relief."""
-CLEARLY = 0.05
-"""Difference of plausibility that counts; smaller ones are chance."""
+_ALIKE = 0.05
+"""Differences of plausibility below this are chance."""
 _ABOVE_NOISE = 4.0
 """Median relief of the cells over the noise of the smoothed frame; frames without cells come to 2."""
 _LARGEST = 12.0
@@ -308,7 +308,9 @@ def _completed(
         name: _judged(image, graph, separation(diameter_px, settings, by), frame, seed)
         for name, (graph, by) in kinds.items()
     }
-    favoured = max(verdicts, key=lambda name: verdicts[name].plausible + CLEARLY * (name == "network"))
+    favoured = "classical"
+    if network is not None and not verdicts["classical"].better_than(verdicts["network"]):
+        favoured = "network"
     chosen = separate or favoured
     graph, by = kinds[chosen]
     how = separation(diameter_px, settings, by)
@@ -347,6 +349,10 @@ class _Verdict:
     found: Detections
     plausible: float
     agreement: Agreement
+
+    def better_than(self, other: _Verdict) -> bool:
+        """Return whether both measures say so; where they differ nothing is known."""
+        return self.plausible > other.plausible and self.agreement.overall > other.agreement.overall
 
     def facts(self) -> dict[str, Any]:
         """Return it for the card."""
@@ -387,7 +393,7 @@ def _advice(verdicts: dict[str, _Verdict], chosen: str, favoured: str) -> tuple[
     share = float(getattr(again, weakest))
     if chosen == "classical":
         what = "The plain method, threshold and watershed, is used"
-    elif verdicts["classical"].plausible > verdicts["network"].plausible - CLEARLY:
+    elif verdicts["classical"].plausible > verdicts["network"].plausible - _ALIKE:
         what = "The plain method looks as good on this frame (--separate classical)"
     else:
         what = "The network parts cells better here than the plain method"
