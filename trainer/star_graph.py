@@ -8,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oneframe.trainer.cell_contrast import LocalContrast, normalised
+from oneframe.trainer.cell_contrast import LocalContrast
 from oneframe.trainer.cellulus_graph import MARGIN_PX, to_working_scale
 from oneframe.trainer.supported import GRID_PX, MULTIPLE_PX, StarNetwork
 
 if TYPE_CHECKING:
     from oneframe.trainer.cell_scale import WorkingScale
+
+_STEEP = 20.0
+"""Of the logit over the relief in noise floors."""
 
 
 class StarGraph(nn.Module):
@@ -57,23 +60,23 @@ class StarGraph(nn.Module):
         """
         pixels = to_working_scale(image.to(torch.float32), self.scale)
         height, width = pixels.shape[-2:]
-        relief, seen = seen_of(pixels, self.contrast, self.floor)
+        seen, relief = seen_of(pixels, self.contrast, self.floor)
         logit, rays = self.network.told_of(seen)
-        enough = (relief[..., ::GRID_PX, ::GRID_PX] - self.least_relief) / self.floor
-        likely = torch.sigmoid(torch.minimum(logit, 20 * enough))
+        likely = torch.sigmoid(torch.minimum(logit, _STEEP * (relief - self.least_relief) / self.floor))
         likely = torch.where(likely >= threshold, likely, torch.zeros_like(likely))
         inner = slice((height + 1) // GRID_PX), slice((width + 1) // GRID_PX)
         return likely[0, 0, *inner], rays[0, :, *inner] / self.scale.factor
 
 
 def seen_of(pixels: Tensor, contrast: LocalContrast, floor: float) -> tuple[Tensor, Tensor]:
-    """Return relief, counts, and what the network sees, of pixels (1, 1, h, w) at the working scale.
+    """Return what the network sees of pixels (1, 1, h, w) at the working scale, and their relief, counts.
 
-    Both are as large as the next multiples of `MULTIPLE_PX`; what lies beyond (h, w) continues the last pixels.
+    Both as `LocalContrast.normalised`, on every second pixel and up to the next multiple of `MULTIPLE_PX`; what lies
+    beyond (h, w) continues the last pixels.
     """
     most, above = MULTIPLE_PX, MULTIPLE_PX - 1
     padded = F.pad(pixels, (MARGIN_PX, MARGIN_PX + above, MARGIN_PX, MARGIN_PX + above), mode="replicate")
     height, width = ((side + above) // most * most + 2 * MARGIN_PX for side in pixels.shape[-2:])
-    relief, top, _ = contrast(padded[..., :height, :width])
-    inner = slice(MARGIN_PX, -MARGIN_PX)
-    return relief[..., inner, inner], normalised(relief, top, floor)[..., inner, inner]
+    seen, relief = contrast.normalised(padded[..., :height, :width], floor)
+    inner = slice(MARGIN_PX // GRID_PX, -MARGIN_PX // GRID_PX)
+    return seen[..., inner, inner], relief[..., inner, inner]

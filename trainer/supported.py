@@ -193,12 +193,12 @@ class StarNetwork(nn.Module):
         most, above = MULTIPLE_PX, MULTIPLE_PX - 1
         padded = F.pad(image, (0, above, 0, above), mode="replicate")  # by a fixed size: the graph is for any H and W
         padded = padded[..., : (height + above) // most * most, : (width + above) // most * most]
-        logit, rays = self.told_of(padded)
+        logit, rays = self.told_of(F.pixel_unshuffle(padded, GRID_PX))
         return tuple(told[..., : (height + 1) // GRID_PX, : (width + 1) // GRID_PX] for told in (logit, rays))  # type: ignore[return-value]
 
-    def told_of(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and rays of images whose sides are multiples of `MULTIPLE_PX`."""
-        fine = self.fine(F.pixel_unshuffle(image, GRID_PX))
+    def told_of(self, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and rays of images (B, 4, h, w), pixels of 2 x 2 side by side; sides are multiples of 4."""
+        fine = self.fine(squares)
         middle = F.relu(self.down(fine))
         middle = F.relu(middle + self.middle(middle))
         coarse = F.relu(self.down_again(middle))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from oneframe.export.trained import TrainedModel
@@ -26,7 +27,7 @@ from oneframe.trainer.cellulus_graph import CellGraph
 from oneframe.trainer.cellulus_network import CellulusSettings
 from oneframe.trainer.loop import Progress, one_thread
 from oneframe.trainer.star_graph import StarGraph, seen_of
-from oneframe.trainer.supported import StarNetwork, SupportedSettings, agreement_of, train_supported
+from oneframe.trainer.supported import GRID_PX, StarNetwork, SupportedSettings, agreement_of, train_supported
 
 THRESHOLD = 0.4
 """Default probability of a cell's middle."""
@@ -47,6 +48,7 @@ def train_supported_cells(
     diameter_px: float | None = None,
     cells: str | None = None,
     foreground: str | None = None,
+    separate: str | None = None,
     pixel_size_um: float | None = None,
     seed: int = 0,
     settings: CellulusSettings,
@@ -62,7 +64,7 @@ def train_supported_cells(
         Of this frame.
     settings : CellulusSettings
         Of the first half; the second has proportionally more steps, which are quicker.
-    diameter_px, cells, foreground, on_frame : optional
+    diameter_px, cells, foreground, separate, on_frame : optional
         As for `train_cellulus`; by default as the drawn cells tell, where they contradict what the frame tells.
 
     Raises
@@ -82,7 +84,7 @@ def train_supported_cells(
     first, second = _both(settings.n_steps, of_stars.n_steps, on_progress)
     known = _told(image, annotations.labels, {"diameter_px": diameter_px, "cells": cells, "foreground": foreground})
     alone = train_cellulus(
-        image, **known, pixel_size_um=pixel_size_um, seed=seed, settings=settings, on_frame=on_frame,
+        image, **known, separate=separate, pixel_size_um=pixel_size_um, seed=seed, settings=settings, on_frame=on_frame,
         on_progress=first, cancel=cancel,
     )  # fmt: skip
     pseudo = _cells(alone, image)
@@ -91,7 +93,7 @@ def train_supported_cells(
         raise TypeError(f"expected the graph of cellulus, got {type(alone.graph).__name__}; train with cellulus")
     scale = alone.graph.scale
     at_scale = at_working_scale(labels, scale)
-    relief, seen = seen_by(alone.graph, image)
+    seen, relief = seen_by(alone.graph, image)
     network = train_supported(
         seen,
         at_working_scale(pseudo, scale),
@@ -101,7 +103,9 @@ def train_supported_cells(
         on_progress=second,
         cancel=cancel,
     )
-    graph = star_graph(network, alone.graph, least_relief(alone.graph.least_relief, relief, at_scale))
+    graph = star_graph(
+        network, alone.graph, least_relief(alone.graph.least_relief, relief, at_scale[::GRID_PX, ::GRID_PX])
+    )
     how = star_separation(graph, Separation.from_card(alone.card.separation).least_area_px)
     card = replace(
         alone.card,
@@ -132,11 +136,15 @@ def star_separation(graph: StarGraph, least_area_px: float) -> Separation:
 
 @torch.no_grad()
 def seen_by(graph: CellGraph, image: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return relief, counts, and normalised contrast of a frame (H, W), (h, w) at the working scale of a graph."""
+    """Return the normalised contrast of a frame (H, W) at the working scale of a graph, (h, w), and its relief.
+
+    The relief, counts, is that of every second pixel.
+    """
     pixels = torch.from_numpy(rescaled(image, graph.scale))[None, None]
     height, width = pixels.shape[-2:]
-    relief, seen = (each[0, 0, :height, :width].numpy() for each in seen_of(pixels, graph.contrast, graph.floor))
-    return relief, seen
+    squares, relief = seen_of(pixels, graph.contrast, graph.floor)
+    seen = F.pixel_shuffle(squares, GRID_PX)[0, 0, :height, :width]
+    return seen.contiguous().numpy(), relief[0, 0, : -(-height // GRID_PX), : -(-width // GRID_PX)].numpy()
 
 
 def at_working_scale(labels: Labels, scale: WorkingScale) -> Labels:
