@@ -24,6 +24,9 @@ GRID_PX = 2
 """Pixels of the image from one output to the next."""
 MULTIPLE_PX = 8
 """The network works on 2, 4 and 8 pixels; other sizes are padded inside it."""
+_NO_TRUST, _FULL_TRUST = 0.35, 0.75
+"""Agreement of pseudo labels with annotations up to which they have no weight, and from which they have all of it."""
+_MOST_TRUST = 0.5
 _RAY_SCALE_PX = 10.0
 _FIRST_RAY = 0.3
 """Of every output before training: 10 softplus(0.3) = 8.5 px."""
@@ -47,8 +50,8 @@ class SupportedSettings:
     """At the edge of a crop nothing is learned: there the network does not see enough."""
     n_rays: int = N_RAYS
     pseudo_weight: float | None = None
-    """a in (1 - a) L_sparse + a L_pseudo; 0.5 in the paper. None: 0.5 times how well the pseudo labels agree with the
-    annotations (`SupportedSets.agreement`), so that bad ones are not learned once more."""
+    """a in (1 - a) L_sparse + a L_pseudo; 0.5 in the paper. None: as well as the pseudo labels agree with the
+    annotations, see `trusted_weight`."""
     ray_weight: float = 0.5
     """w in BCE + w prob |d - d*|, 1/px."""
     near_px: float = 30.0
@@ -155,6 +158,17 @@ def agreement_of(labels: Labels, annotations: Labels) -> float:
     iou = np.zeros(len(given))
     np.maximum.at(iou, pairs[1], shared / (area[pairs[0]] + given[pairs[1]] - shared))
     return float(iou[given > 0].mean())
+
+
+def trusted_weight(agreement: float) -> float:
+    """Return the weight of pseudo labels that agree so well with the annotations, 0 to 0.5.
+
+    0.5, as in the paper, where they do; 0 where they are something else than what was annotated, so that they are not
+    learned once more. Of known background alone nothing is said of the cells: NaN counts as agreement.
+    """
+    if math.isnan(agreement):
+        return _MOST_TRUST
+    return _MOST_TRUST * min(1.0, max(0.0, (agreement - _NO_TRUST) / (_FULL_TRUST - _NO_TRUST)))
 
 
 class StarNetwork(nn.Module):
@@ -362,9 +376,7 @@ def train_supported(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = StarNetwork(settings.n_rays, settings.channels)
-    a = settings.pseudo_weight
-    if a is None:  # of known background alone nothing is said of the cells
-        a = 0.5 * (sets.agreement if math.isfinite(sets.agreement) else 1.0)
+    a = trusted_weight(sets.agreement) if settings.pseudo_weight is None else settings.pseudo_weight
     weights = {"sparse": 1 - a, "pseudo": a} if sets.sparse.any() else {"pseudo": 1.0}
     weights = {name: weight for name, weight in weights.items() if weight > 0}
 

@@ -33,6 +33,8 @@ THRESHOLD = 0.4
 """Default probability of a cell's middle."""
 _HEADSTART = 0.1
 """By which another reading of the frame must agree better with what was drawn than the one without it."""
+_GOOD = 0.65
+"""Overlap with the annotated cells, which were learned from, below which more are asked for."""
 _FAR = 1.4
 """Factor between the diameter read off the frame and that of the drawn cells beyond which the latter counts."""
 _STEP_COST = 0.35
@@ -210,22 +212,29 @@ def _quality(
     found = _cells(supported, image)
     area = np.bincount(found.ravel())[1:]
     n = len(np.unique(labels[labels > 0]))
-    before, after = agreement_of(pseudo, labels), agreement_of(found, labels)
     quality = {
         **alone.card.quality,
         "cells_on_frame": int(found.max(initial=0)),
         "median_area_px": float(np.median(area)) if len(area) else 0.0,
         "annotated_cells": n,
+        "annotations": "no annotated cell, known background only",
     }
-    if n:
-        quality |= {"annotated_iou_before": before, "annotated_iou": after}
-        cells = "1 annotated cell" if n == 1 else f"{n} annotated cells"
-        quality["annotations"] = (
-            f"{cells}: without annotation {before:.2f} overlap with the cells found, with it {after:.2f} (intersection "
-            "over union; 1 is the same outline; these cells were learned from)"
-        )
-    else:
-        quality["annotations"] = "no annotated cell, known background only"
+    if not n:
+        return quality
+    before, after = agreement_of(pseudo, labels), agreement_of(found, labels)
+    quality |= {"annotated_iou_before": before, "annotated_iou": after}
+    cells = "1 annotated cell" if n == 1 else f"{n} annotated cells"
+    quality["annotations"] = (
+        f"{cells}: without annotation {before:.2f} overlap with the cells found, with it {after:.2f} (intersection "
+        "over union; 1 is the same outline; these cells were learned from)"
+    )
+    total = quality["cells_on_frame"]
+    quality["advice"] = "green" if after >= _GOOD else "amber"
+    quality["advice_sentence"] = (
+        f"Ready: {total} cells; look at some that were not annotated, and annotate those that are wrong."
+        if after >= _GOOD
+        else f"{total} cells, but the annotated ones are met with {after:.2f} only: annotate a few more, of all kinds."
+    )
     return quality
 
 
