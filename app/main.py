@@ -323,9 +323,9 @@ def _add_cells(sub: argparse.ArgumentParser) -> None:
         "threshold for the frame; edges: cells packed side by side, as in phase contrast",
     )  # fmt: skip
     group.add_argument(
-        "--separate", choices=["network", "classical"],
-        help="what tells touching cells apart: the trained network, or threshold and watershed (default: what the "
-        "frame favours)",
+        "--separate", choices=["network", "classical", "stars"],
+        help="what tells touching cells apart: the trained network, or threshold and watershed; with --annotations "
+        "also stars, outlines as you drew them (default: what the frame favours)",
     )  # fmt: skip
     group.add_argument(
         "--annotations", metavar="FILE",

@@ -37,6 +37,8 @@ _HEADSTART = 0.1
 """By which another reading of the frame must agree better with what was drawn than the one without it."""
 _GOOD = 0.65
 """Overlap with the annotated cells, which were learned from, below which more are asked for."""
+_GAIN = 0.03
+"""By which the annotated cells, although learned from, must be met better than without them."""
 _FAR = 1.4
 """Factor between the diameter read off the frame and that of the drawn cells beyond which the latter counts."""
 _STEP_COST = 0.35
@@ -68,8 +70,12 @@ def train_supported_cells(
         Of this frame.
     settings : CellulusSettings
         Of the first half; the second has proportionally more steps, which are quicker.
-    diameter_px, cells, foreground, separate, on_frame : optional
+    diameter_px, cells, foreground, on_frame : optional
         As for `train_cellulus`; by default as the drawn cells tell, where they contradict what the frame tells.
+    separate : str, optional
+        As for `train_cellulus`, of the pseudo labels; `stars`: the network of annotated cells is used even where it
+        meets them hardly better than the unsupervised model, which otherwise stays then: where that is right, outlines
+        learned from a few cells are worse.
 
     Raises
     ------
@@ -88,7 +94,7 @@ def train_supported_cells(
     first, second = _both(settings.n_steps, of_stars.n_steps, on_progress)
     known = _told(image, annotations.labels, {"diameter_px": diameter_px, "cells": cells, "foreground": foreground})
     alone = train_cellulus(
-        image, **known, separate=separate, pixel_size_um=pixel_size_um, seed=seed, settings=settings, on_frame=on_frame,
+        image, **known, separate=None if separate == "stars" else separate, pixel_size_um=pixel_size_um, seed=seed, settings=settings, on_frame=on_frame,
         on_progress=first, cancel=cancel,
     )  # fmt: skip
     pseudo = _cells(alone, image)
@@ -119,7 +125,11 @@ def train_supported_cells(
         settings={**alone.card.settings, "supported": asdict(of_stars)},
     )
     supported = replace(alone, graph=graph, card=card)
-    return replace(supported, card=replace(card, quality=_quality(alone, supported, image, pseudo, labels)))
+    found = _cells(supported, image)
+    gain = agreement_of(found, labels) - agreement_of(pseudo, labels)
+    if separate != "stars" and gain < _GAIN and not (labels[pseudo > 0] < 0).any():
+        return replace(alone, card=replace(alone.card, quality=_quality(alone, found, pseudo, labels, kept=False)))
+    return replace(supported, card=replace(card, quality=_quality(alone, found, pseudo, labels, kept=True)))
 
 
 def star_graph(network: StarNetwork, unsupervised: CellGraph, least_relief: float) -> StarGraph:
@@ -209,37 +219,36 @@ def least_relief(usual: float, relief: NDArray[np.float32], annotations: Labels)
     return min([usual, *(0.5 * float(np.percentile(relief[annotations == k], 75)) for k in numbers)])
 
 
-def _quality(
-    alone: TrainedModel, supported: TrainedModel, image: NDArray[Any], pseudo: Labels, labels: Labels
-) -> dict[str, Any]:
-    """Return the quality card: the annotated cells before and after."""
-    found = _cells(supported, image)
-    area = np.bincount(found.ravel())[1:]
+def _quality(alone: TrainedModel, found: Labels, pseudo: Labels, labels: Labels, *, kept: bool) -> dict[str, Any]:
+    """Return the quality card: the annotated cells before and after, and whether their network is kept."""
     n = len(np.unique(labels[labels > 0]))
-    quality = {
-        **alone.card.quality,
-        "cells_on_frame": int(found.max(initial=0)),
-        "median_area_px": float(np.median(area)) if len(area) else 0.0,
-        "annotated_cells": n,
-        "annotations": "no annotated cell, known background only",
-    }
+    quality = {**alone.card.quality, "annotated_cells": n}
+    if kept:
+        area = np.bincount(found.ravel())[1:]
+        quality |= {
+            "cells_on_frame": int(found.max(initial=0)),
+            "median_area_px": float(np.median(area)) if len(area) else 0.0,
+            "separate": "stars",
+        }
     if not n:
-        return quality
+        return quality | {"annotations": "no annotated cell, known background only"}
     before, after = agreement_of(pseudo, labels), agreement_of(found, labels)
-    quality |= {"annotated_iou_before": before, "annotated_iou": after}
+    quality |= {"annotated_iou_before": before, "annotated_iou": after if kept else before}
     cells = "1 annotated cell" if n == 1 else f"{n} annotated cells"
-    quality["annotations"] = (
-        f"{cells}: without annotation {before:.2f} overlap with the cells found, with it {after:.2f} (intersection "
-        "over union; 1 is the same outline; these cells were learned from)"
-    )
-    total = quality["cells_on_frame"]
-    quality["advice"] = "green" if after >= _GOOD else "amber"
-    quality["advice_sentence"] = (
-        f"Ready: {total} cells; look at some that were not annotated, and annotate those that are wrong."
-        if after >= _GOOD
-        else f"{total} cells, but the annotated ones are met with {after:.2f} only: annotate a few more, of all kinds."
-    )
-    return quality
+    told = f"{cells}: without annotation {before:.2f} overlap with the cells found, with it {after:.2f}"
+    if not kept:
+        return quality | {
+            "annotations": f"{told}; the model without annotation is as good and stays (--separate stars)"
+        }
+    total, good = quality["cells_on_frame"], after >= _GOOD
+    return quality | {
+        "annotations": f"{told} (intersection over union, of cells that were learned from)",
+        "advice": "green" if good else "amber",
+        "advice_sentence": f"Ready: {total} cells; look at some that were not annotated, and annotate those that are "
+        "wrong."
+        if good
+        else f"{total} cells, but the annotated ones are met with {after:.2f} only: annotate a few more, of all kinds.",
+    }
 
 
 def _both(

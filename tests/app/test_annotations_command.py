@@ -34,7 +34,8 @@ def labels(snap):
 
 def test_train_verify_info_detect_log(capsys, snap, labels, tmp_path):
     model, annotated = str(tmp_path / "cells.onnx"), ["--annotations", str(labels)]
-    assert main(["train", str(snap), "--method", "cellulus", *annotated, "-o", model, "--steps", "40", "--json"]) == 0
+    options = ["--method", "cellulus", *annotated, "--separate", "stars", "--steps", "40"]
+    assert main(["train", str(snap), *options, "-o", model, "--json"]) == 0
     done = [json.loads(line) for line in capsys.readouterr().out.splitlines()][-1]
     assert done["quality"]["annotated_cells"] == 3
     assert main(["verify", model]) == 0

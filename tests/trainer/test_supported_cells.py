@@ -52,7 +52,13 @@ def lab(tmp_path_factory):
     annotations = drawn(truth, 0, 3, 6)
     reports, frames = [], []
     trained = train(
-        image, method="cellulus", annotations=annotations, steps=40, on_progress=reports.append, on_frame=frames.append
+        image,
+        method="cellulus",
+        annotations=annotations,
+        separate="stars",
+        steps=40,
+        on_progress=reports.append,
+        on_frame=frames.append,
     )
     path = tmp_path_factory.mktemp("stars") / "cells.onnx"
     card = export(trained, path)
@@ -101,6 +107,25 @@ def test_the_card_says_what_the_annotations_brought(lab):
     assert f"3 annotated cells: without annotation {quality['annotated_iou_before']:.2f}" in quality["annotations"]
     assert lab.card.maps == ("probability", "rays_px")
     assert lab.card.separation["by"] == "stars"
+
+
+def test_where_the_unsupervised_cells_are_those_annotated_their_model_stays():
+    image, truth = cells(96)
+    alone = train(image, method="cellulus", steps=2, separate="classical")
+    labels = detect(alone.graph, image, Separation.from_card(alone.card.separation)).labels
+    y, x = np.argwhere(labels > 0)[0]
+    trained = train(
+        image, method="cellulus", steps=2, separate="classical",
+        annotations=Annotations(np.zeros_like(truth), np.array([[y, x]], np.float32)),
+    )  # fmt: skip
+    assert trained.card.maps == alone.card.maps
+    assert trained.card.separation == alone.card.separation
+    assert trained.card.quality["annotated_iou"] == 1.0
+    assert "the model without annotation is as good and stays" in trained.card.quality["annotations"]
+    wrong = Annotations(np.zeros_like(truth), background_clicks=np.array([[y, x]], np.float32))
+    told = train(image, method="cellulus", steps=2, separate="classical", annotations=wrong).card
+    assert told.separation["by"] == "stars"  # a cell that is none can only be unlearned
+    assert "known background only" in told.quality["annotations"]
 
 
 def test_progress_covers_both_halves(lab):
