@@ -24,7 +24,7 @@ from oneframe.runtime.cell_judge import plausibility
 from oneframe.runtime.cell_model import Separation, cells_of
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.vote_clustering import consecutive
-from oneframe.trainer.cell_contrast import REFERENCE_PX, LocalContrast, normalised
+from oneframe.trainer.cell_contrast import REFERENCE_PX, LocalContrast
 from oneframe.trainer.cell_crops import CellComposer
 from oneframe.trainer.cell_proposals import CRITERIA, Proposal, propose
 from oneframe.trainer.cell_scale import WorkingScale, likely_diameters, rescaled, working_scale
@@ -210,8 +210,7 @@ def _one_round(
     def loss_of_part(part: int) -> torch.Tensor:
         batch = composer.batch(settings.crops // _WORKERS, np.random.default_rng([*seed, part]))
         with torch.no_grad():
-            relief, top, _ = contrast(batch.images)
-            seen = normalised(relief, top, batch.floors)
+            seen, _ = contrast.normalised(batch.images, batch.floors)
         told = network(seen)[..., margin:-margin, margin:-margin]
         return cell_loss(told, batch.labelled, batch.offsets, batch.known, settings.offset_weight)
 
