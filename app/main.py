@@ -322,6 +322,11 @@ def _add_cells(sub: argparse.ArgumentParser) -> None:
         help="what tells cells from background. contrast: half the height above the background near by; intensity: one "
         "threshold for the frame; edges: cells packed side by side, as in phase contrast",
     )  # fmt: skip
+    group.add_argument(
+        "--separate", choices=["network", "classical"],
+        help="what tells touching cells apart: the trained network, or threshold and watershed (default: what the "
+        "frame favours)",
+    )  # fmt: skip
 
 
 def _add_background(group: argparse._ArgumentGroup) -> None:

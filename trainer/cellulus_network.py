@@ -81,7 +81,7 @@ class CellulusNetwork(nn.Module):
         fine, coarse = channels
         self.stem = nn.Conv2d(4, fine, 3, padding=1)
         self.down = nn.Conv2d(fine, coarse, 3, stride=2, padding=1)
-        self.trunk = nn.ModuleList(nn.Conv2d(coarse, coarse, 3, padding=k, dilation=k) for k in (1, 2, 3, 1))
+        self.trunk = nn.ModuleList(nn.Conv2d(coarse, coarse, 3, padding=k, dilation=k) for k in (1, 2, 3))
         self.up = nn.Conv2d(coarse, fine, 1)
         self.joint = nn.Conv2d(fine, fine, 3, padding=1)
         self.head = nn.Conv2d(fine, 4 * len(OUTPUTS), 1)
