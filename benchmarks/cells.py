@@ -402,9 +402,7 @@ def parts(trained: Trained, image: Image, rounds: int) -> dict[str, float]:
     """Return the median time of each part of the chain, ms."""
     maps = trained.graph.maps(image)
     if "offset_y_px" not in maps:
-        raise SystemExit(
-            "expected a model that votes, got the classical one, which the card favours; take another seed"
-        )
+        raise SystemExit("expected a model that votes, got the classical one; take another seed")
     inside, how = maps["foreground"] > 0, trained.votes()
     offsets = np.stack([maps[name] for name in ("offset_y_px", "offset_x_px")])
 
@@ -668,8 +666,8 @@ def main() -> None:
     chosen = arguments.parse_args()
     earlier = json.loads(chosen.output.read_text()) if chosen.output and chosen.output.exists() else {}
     if chosen.line == "show":
-        for line in (line for line in PRINT if line in earlier):
-            PRINT[line](earlier[line])
+        for result in earlier.values():
+            PRINT[result["line"]](result)
         return
     with tempfile.TemporaryDirectory() as folder:
         target = chosen.keep or Path(folder)
@@ -678,10 +676,10 @@ def main() -> None:
         if chosen.line == "figure":
             draw(bench, chosen.plot)
             return
-        result = getattr(bench, chosen.line)() | {"diameter": chosen.diameter}
+        result = getattr(bench, chosen.line)() | {"line": chosen.line, "diameter": chosen.diameter}
     PRINT[chosen.line](result)
     if chosen.output:
-        chosen.output.write_text(json.dumps(earlier | {chosen.line: result}, indent=1))
+        chosen.output.write_text(json.dumps(earlier | {f"{chosen.line}, diameter {chosen.diameter}": result}, indent=1))
 
 
 if __name__ == "__main__":
