@@ -20,4 +20,5 @@ def quality_lines(quality: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(
         ("found on this frame", f"{quality['cells_on_frame']} cells, median area {quality['median_area_px']:.0f} px^2")
     )
+    rows += [("warning", text) for text in quality.get("warnings", ())]
     return rows

@@ -294,7 +294,7 @@ def _completed(
         settings={**asdict(settings), "seed": seed, "foreground": frame.criterion},
         quality=quality,
     )
-    return TrainedModel(graph, card, _example(image, found), input_shape=image.shape)
+    return TrainedModel(graph, card, example_of(image, found), input_shape=image.shape)
 
 
 @torch.no_grad()
@@ -304,7 +304,7 @@ def detect(graph: CellGraph, image: NDArray[Any], how: Separation, threshold: fl
     return cells_of({name: value.numpy() for name, value in zip(graph.maps, values, strict=True)}, image, how)
 
 
-def _example(image: NDArray[Any], found: Detections) -> NDArray[Any]:
+def example_of(image: NDArray[Any], found: Detections) -> NDArray[Any]:
     """Return the part of the frame that shows most cells."""
     height, width = image.shape
     side_y, side_x = min(height, _EXAMPLE_PX), min(width, _EXAMPLE_PX)
