@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-OPTIONS = ("diameter_px", "cells", "foreground")
+OPTIONS = ("diameter_px", "cells", "foreground", "separate")
 
 
 def training_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -20,5 +20,13 @@ def quality_lines(quality: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(
         ("found on this frame", f"{quality['cells_on_frame']} cells, median area {quality['median_area_px']:.0f} px^2")
     )
+    for name, facts in quality.get("kinds", {}).items():
+        used = ", used" if name == quality["separate"] else ""
+        again = ", ".join(
+            f"{what} {100 * facts[f'agreement_{what}']:.0f} %" for what in ("shift", "scale", "noise", "brightness")
+        )
+        rows.append(
+            (f"{name}{used}", f"{facts['cells']} cells, plausibility {facts['plausibility']:.2f}; found again: {again}")
+        )
     rows += [("warning", text) for text in quality.get("warnings", ())]
-    return rows
+    return [*rows, (quality["advice"], quality["advice_sentence"])] if "advice" in quality else rows

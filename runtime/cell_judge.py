@@ -194,7 +194,7 @@ def plausibility(
     frame = np.ascontiguousarray(image, np.float32)
     sigma_px = max(0.7, diameter_px / 20)
     smooth = _blurred(frame, sigma_px)
-    noise = _noise(frame) / (2 * np.sqrt(np.pi) * sigma_px)  # what the blur leaves of it
+    noise = noise_sigma(frame) / (2 * np.sqrt(np.pi) * sigma_px)  # what the blur leaves of it
     outline, bright = _outline(labels, n, smooth, noise, max(1.0, diameter_px / 16))
     solidity, size, usual_px = _shape(labels, n)
     cell = outline * solidity * size
@@ -370,7 +370,7 @@ def _blurred(image: Single, sigma_px: float) -> Single:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT), np.float32)
 
 
-def _noise(image: Single) -> float:
+def noise_sigma(image: Single) -> float:
     """Return the standard deviation of the noise: what differs from a plane within 3 by 3 pixels.
 
     References

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -112,6 +113,7 @@ def noise_foreground(
     *,
     least_separability: float = LEAST_SEPARABILITY,
     least_contrast: float = LEAST_CONTRAST,
+    logarithmic: bool = False,
 ) -> NoiseForeground:
     """Return the pixels whose spread is below Otsu's threshold, if there are two kinds of pixels.
 
@@ -124,6 +126,8 @@ def noise_foreground(
         Of `noise_passes`, px.
     least_separability, least_contrast : float
         0 for both splits always, as published.
+    logarithmic : bool
+        Split the logarithms and compare geometric means: spreads of the background alone vary by factors.
     """
     values = spread.ravel().astype(np.float64)
     if spread.ndim != 2 or not np.isfinite(values).all():
@@ -133,10 +137,15 @@ def noise_foreground(
         )
     if not len(values) or values.min() == values.max():
         return NoiseForeground(np.zeros(spread.shape, bool), float("nan"), 0.0, 1.0, False)
+    if logarithmic:
+        values = np.log(np.maximum(values, values[values > 0].min()))
     split = otsu_splits(values, np.zeros(len(values), np.intp), 1)
     threshold, separability = float(split.threshold[0]), float(split.separability[0])
-    pixels = spread < threshold
-    below, above = float(spread[pixels].mean()), float(spread[~pixels].mean())
-    contrast = above / below if below > 0 else float("inf")
+    pixels = (values < threshold).reshape(spread.shape)
+    below, above = float(values[pixels.ravel()].mean()), float(values[~pixels.ravel()].mean())
+    if logarithmic:
+        threshold, contrast = math.exp(threshold), math.exp(above - below)
+    else:
+        contrast = above / below if below > 0 else float("inf")
     two_kinds = separability >= least_separability and contrast >= least_contrast
     return NoiseForeground(pixels & two_kinds, threshold, separability, contrast, two_kinds)

@@ -129,6 +129,32 @@ def shot_lab(tmp_path_factory):
 
 
 @dataclass(frozen=True)
+class CellLab:
+    """A model file for cells, and the simulated microscope that it was trained on."""
+
+    path: Path
+    trained: Any
+    scene: str
+    """Source of more such frames, to be continued with `&seed=..`."""
+
+
+@pytest.fixture(scope="session")
+def cell_lab(tmp_path_factory):
+    """A model trained on one frame of simulated nuclei for a third of the default steps; never written to."""
+    pytest.importorskip("torch", reason="needs oneframe[train]")
+    from oneframe.acquisition import open_source
+    from oneframe.export import export
+    from oneframe.trainer import train
+
+    scene = "sim:cells?width=256&height=240&n=26"
+    image = open_source(f"{scene}&seed=3").read(5.0).pixels
+    trained = train(image, method="cellulus", separate="network", seed=1, steps=130, crop_px=64, pixel_size_um=0.65)
+    path = tmp_path_factory.mktemp("cells") / "cells.onnx"
+    export(trained, path)
+    return CellLab(path, trained, scene)
+
+
+@dataclass(frozen=True)
 class LivelyGraph:
     """The graph of an untrained network that finds a lot, and its file."""
 

@@ -56,20 +56,43 @@ class LocalContrast(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return all three for images (B, 1, H, W), sides multiples of `STRIDE_PX`, camera counts times `sign`."""
+        low, contrast = (_enlarged(each, STRIDE_PX) for each in self._surroundings(self.sign * pixels))
         smooth = _blurred(self.sign * pixels, self.fine)
-        coarse = F.avg_pool2d(smooth, STRIDE_PX)
-        low = _blurred(-_highest(-coarse, _LOW_PX), self.low)
-        high = _blurred(_highest(coarse, _HIGH_PX), self.high)
-        low, contrast = (
-            F.interpolate(each, scale_factor=float(STRIDE_PX), mode="bilinear", align_corners=False)
-            for each in (low, (high - low).clamp(min=0))
-        )
         return smooth - low, contrast, smooth
 
+    def normalised(self, pixels: Tensor, floor: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return what a network sees of images (B, 1, H, W), and their relief, on every second pixel.
 
-def normalised(relief: Tensor, contrast: Tensor, floor: Tensor | float) -> Tensor:
-    """Return what the network sees: 0 in the background, about 1 on cells; noise below `floor` counts stays small."""
-    return relief / contrast.clamp(min=floor) if isinstance(floor, float) else relief / torch.maximum(contrast, floor)
+        Parameters
+        ----------
+        pixels : (B, 1, H, W)
+            Sides multiples of `STRIDE_PX`, camera counts.
+        floor : float or (B, 1, 1, 1)
+            Contrasts below it are taken for it, counts, so that noise stays small.
+
+        Returns
+        -------
+        seen : (B, 4, H / 2, W / 2)
+            The pixels of each square of 2 x 2 side by side: 0 in the background, about 1 on cells.
+        relief : (B, 1, H / 2, W / 2)
+            Mean of the square above the local background, counts.
+        """
+        pixels = self.sign * pixels
+        low, contrast = (_enlarged(each, STRIDE_PX // 2) for each in self._surroundings(pixels))
+        above = F.pixel_unshuffle(pixels, 2) - low
+        contrast = contrast.clamp(min=floor) if isinstance(floor, float) else torch.maximum(contrast, floor)
+        return above / contrast, above.mean(1, keepdim=True)
+
+    def _surroundings(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return local background and contrast on a grid of `STRIDE_PX`."""
+        coarse = F.avg_pool2d(pixels, STRIDE_PX)
+        low = _blurred(-_highest(-coarse, _LOW_PX), self.low)
+        high = _blurred(_highest(coarse, _HIGH_PX), self.high)
+        return low, (high - low).clamp(min=0)
+
+
+def _enlarged(images: Tensor, factor: int) -> Tensor:
+    return F.interpolate(images, scale_factor=float(factor), mode="bilinear", align_corners=False)
 
 
 def _gaussian(sigma_px: float) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,17 +20,18 @@ from numpy.typing import NDArray
 from oneframe.export.trained import TrainedModel
 from oneframe.runtime import cell_table
 from oneframe.runtime.card import ModelCard
-from oneframe.runtime.cell_judge import plausibility
+from oneframe.runtime.cell_judge import Agreement, agreement, noise_sigma, plausibility
 from oneframe.runtime.cell_model import Separation, cells_of
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.vote_clustering import consecutive
-from oneframe.trainer.cell_contrast import REFERENCE_PX, LocalContrast, normalised
+from oneframe.trainer.cell_contrast import REFERENCE_PX, LocalContrast
 from oneframe.trainer.cell_crops import CellComposer
-from oneframe.trainer.cell_proposals import CRITERIA, Proposal, propose
+from oneframe.trainer.cell_proposals import CRITERIA, Proposal, least_area_px, propose
 from oneframe.trainer.cell_scale import WorkingScale, likely_diameters, rescaled, working_scale
 from oneframe.trainer.cellulus_graph import CellGraph
 from oneframe.trainer.cellulus_network import CellulusNetwork, CellulusSettings, cell_loss
 from oneframe.trainer.loop import LoopSettings, Progress, fit, one_thread
+from oneframe.trainer.noise_proposals import noise_proposal
 
 _HEADSTART = 0.03
 """By which another criterion must be more plausible than the first; smaller differences are chance."""
@@ -38,7 +39,19 @@ PACKED_DEPTH = 0.45
 """How much narrower than the cell a neck must be to part two rods."""
 FLOOR = 0.5
 """Noise floor of the contrast over the threshold on the relief."""
-KNOWN_OF_CELLS = frozenset(("diameter_px", "cells", "foreground"))
+_ALIKE = 0.05
+"""Differences of plausibility below this are chance."""
+_ABOVE_NOISE = 4.0
+"""Median relief of the cells over the noise of the smoothed frame; frames without cells come to 2."""
+_LARGEST = 12.0
+"""Median area over that of a disc of the diameter."""
+_CHANGES = {
+    "shift": "the frame is shifted",
+    "scale": "cells are 10 % larger or smaller",
+    "noise": "the frame is noisier",
+    "brightness": "the light is weaker",
+}
+KNOWN_OF_CELLS = frozenset(("diameter_px", "cells", "foreground", "separate"))
 """What `train_cellulus` can be told in place of reading it off the frame."""
 _WORKERS = 2
 _EXAMPLE_PX = 128
@@ -74,6 +87,7 @@ def train_cellulus(
     diameter_px: float | None = None,
     cells: str | None = None,
     foreground: str | None = None,
+    separate: str | None = None,
     pixel_size_um: float | None = None,
     seed: int = 0,
     settings: CellulusSettings,
@@ -86,7 +100,9 @@ def train_cellulus(
     Parameters
     ----------
     diameter_px, cells, foreground : optional
-        As for `read_cell_frame`.
+        As for `read_cell_frame`; the foreground also `noise`, as `noise_proposal` sees it.
+    separate : str, optional
+        `network` or `classical`, threshold and watershed; by default what the frame favours.
     on_frame : callable, optional
         Told what the frame revealed, before the training.
 
@@ -97,13 +113,21 @@ def train_cellulus(
     TrainingCancelled
         If `cancel` was set.
     """
-    frame = read_cell_frame(image, diameter_px=diameter_px, cells=cells, foreground=foreground)
+    if separate not in (None, "network", "classical"):
+        raise ValueError(f"expected separate network or classical, got {separate!r}")
+    if foreground == "noise":
+        frame = read_cell_frame(image, diameter_px=diameter_px, cells=cells)
+        proposal = noise_proposal(frame.image, frame.sign, seed, on_progress=on_progress, cancel=cancel)
+        frame = replace(frame, criterion="noise", proposal=proposal)
+    else:
+        frame = read_cell_frame(image, diameter_px=diameter_px, cells=cells, foreground=foreground)
     if on_frame is not None:
         on_frame(frame)
     with one_thread():
+        if separate == "classical":
+            return _completed(image, frame, None, settings, seed, separate, pixel_size_um)
         network = trained_network(frame, settings, seed, on_progress=on_progress, cancel=cancel)
-        graph = _graph(frame, network)
-        return _completed(image, frame, graph, settings, seed, pixel_size_um)
+        return _completed(image, frame, network, settings, seed, separate, pixel_size_um)
 
 
 def read_cell_frame(
@@ -133,7 +157,7 @@ def read_cell_frame(
     frames = [
         _proposed(image, sign, size, criterion) for sign in signs for size in sizes[sign] for criterion in criteria
     ]
-    frames = [frame for frame in frames if frame.proposal.labels.any()]
+    frames = [frame for frame in frames if _stands_out(frame, image)]
     if not frames:
         raise ValueError(
             "expected cells, got a frame in which nothing of a cell's size stands out; snap a frame with cells in "
@@ -160,6 +184,17 @@ def _proposed(image: NDArray[Any], sign: float, diameter_px: float, criterion: s
     scale = working_scale(diameter_px)
     pixels = rescaled(image, scale)
     return CellFrame(diameter_px, sign, criterion, scale, pixels, propose(pixels, sign, criterion))
+
+
+def _stands_out(frame: CellFrame, image: NDArray[Any]) -> bool:
+    """Return whether the proposed cells are more than noise, and more than one slope across the frame."""
+    labels, relief = frame.proposal.labels, frame.proposal.relief
+    if not labels.any():
+        return False
+    area_px = np.median(np.bincount(labels.ravel())[1:])
+    # what the blur of `LocalContrast` leaves of it
+    noise = noise_sigma(image.astype(np.float32)) / max(1.0, 2 * math.sqrt(math.pi) * frame.diameter_px / 20)
+    return bool(np.median(relief[labels > 0]) > _ABOVE_NOISE * noise and area_px < _LARGEST * least_area_px(1.0))
 
 
 def _at_camera_scale(labels: NDArray[np.int32], shape: tuple[int, ...]) -> NDArray[np.int32]:
@@ -210,8 +245,7 @@ def _one_round(
     def loss_of_part(part: int) -> torch.Tensor:
         batch = composer.batch(settings.crops // _WORKERS, np.random.default_rng([*seed, part]))
         with torch.no_grad():
-            relief, top, _ = contrast(batch.images)
-            seen = normalised(relief, top, batch.floors)
+            seen, _ = contrast.normalised(batch.images, batch.floors)
         told = network(seen)[..., margin:-margin, margin:-margin]
         return cell_loss(told, batch.labelled, batch.offsets, batch.known, settings.offset_weight)
 
@@ -265,21 +299,29 @@ def separation(diameter_px: float, settings: CellulusSettings, by: str = "votes"
 def _completed(
     image: NDArray[Any],
     frame: CellFrame,
-    graph: CellGraph,
+    network: CellulusNetwork | None,
     settings: CellulusSettings,
     seed: int,
+    separate: str | None,
     pixel_size_um: float | None,
 ) -> TrainedModel:
-    """Sign the card."""
+    """Judge the network beside the classical pipeline, choose one of them and sign the card."""
     diameter_px = REFERENCE_PX / frame.scale.factor
-    how = separation(diameter_px, settings, "necks" if frame.criterion == "edges" else "votes")
-    found = detect(graph, image, how)
-    quality = {
-        "read_off_frame": frame.lines(),
-        "cells_on_frame": len(found),
-        "cells_proposed": int(frame.proposal.labels.max()),
-        "median_area_px": float(np.median(found.area_px)) if len(found) and found.area_px is not None else 0.0,
+    kinds = {"classical": (_graph(frame, None), "watershed")}
+    if network is not None:
+        kinds["network"] = (_graph(frame, network), "necks" if frame.criterion == "edges" else "votes")
+    verdicts = {
+        name: _judged(image, graph, separation(diameter_px, settings, by), frame, seed)
+        for name, (graph, by) in kinds.items()
     }
+    favoured = "classical"
+    if network is not None and not verdicts["classical"].better_than(verdicts["network"]):
+        favoured = "network"
+    chosen = separate or favoured
+    graph, by = kinds[chosen]
+    how = separation(diameter_px, settings, by)
+    found = verdicts[chosen].found
+    advice, sentence = _advice(verdicts, chosen, favoured)
     card = ModelCard(
         method="cellulus",
         input_dtype=image.dtype.name,
@@ -291,10 +333,89 @@ def _completed(
         pixel_size_um=pixel_size_um,
         maps=graph.maps,
         separation=how.to_card(),
-        settings={**asdict(settings), "seed": seed, "foreground": frame.criterion},
-        quality=quality,
+        settings={**asdict(settings), "seed": seed, "foreground": frame.criterion, "separate": chosen},
+        quality={
+            "read_off_frame": frame.lines(),
+            "cells_on_frame": len(found),
+            "median_area_px": float(np.median(found.area_px)) if found.area_px is not None and len(found) else 0.0,
+            "separate": chosen,
+            "favoured": favoured,
+            "kinds": {name: verdict.facts() for name, verdict in verdicts.items()},
+            "advice": advice,
+            "advice_sentence": sentence,
+        },
     )
     return TrainedModel(graph, card, example_of(image, found), input_shape=image.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Verdict:
+    """What one way to cells makes of the snapped frame, judged without truth."""
+
+    found: Detections
+    plausible: float
+    agreement: Agreement
+
+    def better_than(self, other: _Verdict) -> bool:
+        """Return whether both measures say so; where they differ nothing is known."""
+        return self.plausible > other.plausible and self.agreement.overall > other.agreement.overall
+
+    def facts(self) -> dict[str, Any]:
+        """Return it for the card."""
+        names = ("shift", "scale", "noise", "brightness")
+        return {
+            "cells": len(self.found),
+            "plausibility": round(self.plausible, 3),
+            **{f"agreement_{name}": round(getattr(self.agreement, name), 3) for name in names},
+        }
+
+
+def _judged(image: NDArray[Any], graph: CellGraph, how: Separation, frame: CellFrame, seed: int) -> _Verdict:
+    found = detect(graph, image, how)
+    labels = np.zeros(image.shape, np.int32) if found.labels is None else found.labels
+    plain = image.astype(np.float32)
+
+    def segment(changed: NDArray[np.float32]) -> NDArray[np.int32]:
+        cells = detect(graph, changed, how).labels
+        return labels if cells is None else cells
+
+    return _Verdict(
+        found,
+        plausibility(labels, image, diameter_px=frame.diameter_px).score,
+        agreement(
+            segment,
+            plain,
+            noise_sigma=noise_sigma(plain),
+            rng=np.random.default_rng(seed),
+            diameter_px=frame.diameter_px,
+        ),
+    )
+
+
+def _advice(verdicts: dict[str, _Verdict], chosen: str, favoured: str) -> tuple[str, str]:
+    """Return `green`, `amber` or `red` and one plain sentence."""
+    n, again = len(verdicts[chosen].found), verdicts[chosen].agreement
+    weakest = min(("shift", "scale", "noise", "brightness"), key=lambda name: float(getattr(again, name)))
+    share = float(getattr(again, weakest))
+    if chosen == "classical":
+        what = "The plain method, threshold and watershed, is used"
+    elif verdicts["classical"].plausible > verdicts["network"].plausible - _ALIKE:
+        what = "The plain method looks as good on this frame (--separate classical)"
+    else:
+        what = "The network parts cells better here than the plain method"
+    if chosen != favoured:
+        what += f", although the frame favours the {'network' if favoured == 'network' else 'plain method'}"
+    if not n or verdicts[chosen].plausible < 0.4:
+        return "red", (
+            f"{n} cells were found and they do not look like cells: look at them, and say what they are like "
+            "(--diameter-px, --cells, --foreground), or annotate a few."
+        )
+    if share < 0.7:
+        return "amber", (
+            f"{n} cells, of which only {100 * share:.0f} % are found again when {_CHANGES[weakest]}: check them on the "
+            f"live view. {what}."
+        )
+    return "green", f"Ready: {n} cells, {100 * share:.0f} % of them found again when {_CHANGES[weakest]}. {what}."
 
 
 @torch.no_grad()

@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oneframe.trainer.cell_contrast import HALF_HEIGHT, LocalContrast, normalised
+from oneframe.trainer.cell_contrast import HALF_HEIGHT, LocalContrast
 from oneframe.trainer.cellulus_network import MULTIPLE_PX, CellulusNetwork
 
 if TYPE_CHECKING:
     from oneframe.trainer.cell_scale import WorkingScale
 
-MARGIN_PX = 24
+_STEEP = 20.0
+"""Logit per noise floor by which the relief exceeds the least one."""
+MARGIN_PX = 16
 """A frame is reflected so far at its border, working pixels, as crops were at the frame's in training."""
 
 
@@ -102,14 +104,14 @@ class CellGraph(nn.Module):
         padded = F.pad(pixels, (before, after, before, after), mode="replicate")
         whole = [(side + before + after) // MULTIPLE_PX * MULTIPLE_PX for side in (height, width)]
         padded = padded[..., : whole[0], : whole[1]]
-        relief, contrast, smooth = self.contrast(padded)
         if self.network is not None:
-            told = self.network(normalised(relief, contrast, self.floor))
-            enough = (relief - self.least_relief) / self.floor
-            told = torch.cat([torch.minimum(told[:, :1], 20 * enough), told[:, 1:]], 1)
-        elif self.level is not None:
-            told = (smooth - self.level) / self.floor
+            seen, relief = self.contrast.normalised(padded, self.floor)
+            told = self.network(seen, _STEEP * (relief - self.least_relief) / self.floor)
         else:
-            told = torch.minimum(relief - HALF_HEIGHT * contrast, relief - self.threshold) / self.floor
+            relief, contrast, smooth = self.contrast(padded)
+            if self.level is not None:
+                told = (smooth - self.level) / self.floor
+            else:
+                told = torch.minimum(relief - HALF_HEIGHT * contrast, relief - self.threshold) / self.floor
         inner: Tensor = told[..., before : before + height, before : before + width]
         return inner

@@ -51,7 +51,7 @@ class CellulusSettings:
     tau_px2: float = 10.0
     rounds: int = 1
     """The frame's cells are proposed by its contrast; after each round but the last the network proposes them anew."""
-    bandwidth: float = 0.35
+    bandwidth: float = 0.4
     """Of the vote clustering, cell diameters."""
     least_area: float = 0.1
     """Smaller cells go; share of a disc of the cell diameter."""
@@ -70,7 +70,7 @@ class CellulusSettings:
 
 
 class CellulusNetwork(nn.Module):
-    """Normalised contrast (B, 1, H, W) becomes logits of the foreground and offsets (dy, dx) in px: (B, 3, H, W).
+    """Normalised contrast (B, 4, H / 2, W / 2) becomes logits and offsets (dy, dx) in px: (B, 3, H, W).
 
     Two levels of 2 and 4 pixels, dilated convolutions on the coarser: a pixel sees the whole of its cell from its rim,
     and all arithmetic happens on a quarter of the pixels or fewer.
@@ -81,7 +81,7 @@ class CellulusNetwork(nn.Module):
         fine, coarse = channels
         self.stem = nn.Conv2d(4, fine, 3, padding=1)
         self.down = nn.Conv2d(fine, coarse, 3, stride=2, padding=1)
-        self.trunk = nn.ModuleList(nn.Conv2d(coarse, coarse, 3, padding=k, dilation=k) for k in (1, 2, 3, 1))
+        self.trunk = nn.ModuleList(nn.Conv2d(coarse, coarse, 3, padding=k, dilation=k) for k in (1, 2, 3))
         self.up = nn.Conv2d(coarse, fine, 1)
         self.joint = nn.Conv2d(fine, fine, 3, padding=1)
         self.head = nn.Conv2d(fine, 4 * len(OUTPUTS), 1)
@@ -91,14 +91,25 @@ class CellulusNetwork(nn.Module):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight, std=0.01)
 
-    def forward(self, contrast: Tensor) -> Tensor:
-        """Return `OUTPUTS` along the channels; sides must be multiples of `MULTIPLE_PX`."""
-        fine = F.relu(self.stem(F.pixel_unshuffle(contrast, 2)))
+    def forward(self, seen: Tensor, certain: Tensor | None = None) -> Tensor:
+        """Return `OUTPUTS` along the channels, for sides H, W that are multiples of `MULTIPLE_PX`.
+
+        Parameters
+        ----------
+        seen : (B, 4, H / 2, W / 2)
+            Of `LocalContrast.normalised`.
+        certain : (B, 1, H / 2, W / 2), optional
+            Logits of the foreground are no higher than this.
+        """
+        fine = F.relu(self.stem(seen))
         coarse = F.relu(self.down(fine))
         for layer in self.trunk:
             coarse = coarse + 0.5 * F.relu(layer(coarse))
         fine = F.relu(fine + F.interpolate(self.up(coarse), scale_factor=2.0, mode="nearest"))
-        return F.pixel_shuffle(self.head(F.relu(self.joint(fine))), 2)
+        told = self.head(F.relu(self.joint(fine)))
+        if certain is not None:
+            told = torch.cat([torch.minimum(told[:, :4], certain), told[:, 4:]], 1)
+        return F.pixel_shuffle(told, 2)
 
 
 def cell_loss(told: Tensor, labelled: Tensor, offsets: Tensor, known: Tensor, offset_weight: float) -> Tensor:

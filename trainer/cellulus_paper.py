@@ -89,6 +89,11 @@ class PaperSettings:
             )
 
     @property
+    def workers(self) -> int:
+        """Two where the crops of a step can be shared out."""
+        return 2 if self.crops % 2 == 0 else 1
+
+    @property
     def schedule(self) -> LoopSettings:
         """As published: the rate constant but for `drops`, gradients as they are, the last weights."""
         return LoopSettings(
@@ -306,18 +311,18 @@ def trained_offsets(
         network = PaperNetwork(settings.features, len(image))
     return fit(
         network,
-        _pair_losses(network, image, settings, seed),
+        pair_losses(network, image, settings, seed),
         schedule,
         on_progress=on_progress,
         cancel=cancel,
         note=note,
-        workers=_workers(settings),
+        workers=settings.workers,
     )
 
 
-def _pair_losses(network: PaperNetwork, image: Tensor, settings: PaperSettings, seed: int) -> Callable[[int], Tensor]:
+def pair_losses(network: nn.Module, image: Tensor, settings: PaperSettings, seed: int) -> Callable[[int], Tensor]:
     """Return the loss of each part of a step, as `fit` asks for it: on crops and pairs of its own."""
-    own = replace(settings, crops=settings.crops // _workers(settings))
+    own = replace(settings, crops=settings.crops // settings.workers)
 
     def loss_of_part(part: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed + 1_000_003 * (part + 1))
@@ -327,8 +332,3 @@ def _pair_losses(network: PaperNetwork, image: Tensor, settings: PaperSettings, 
         return pair_loss(offsets, anchors, references, own.tau, own.regulariser)
 
     return loss_of_part
-
-
-def _workers(settings: PaperSettings) -> int:
-    """Two where the crops of a step can be shared out."""
-    return 2 if settings.crops % 2 == 0 else 1
