@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.runtime.cell_cleanup import size_filter
-from oneframe.runtime.cell_table import cell_table
+from oneframe.runtime.cell_table import cell_table, scored_table
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.model import OnnxModel
+from oneframe.runtime.paper_cells import paper_cells
+from oneframe.runtime.star_polygons import star_labels
 from oneframe.runtime.vote_clustering import vote_labels
 from oneframe.runtime.watershed import watershed_labels
 from oneframe.runtime.wrapped_model import WrappedModel
@@ -23,12 +25,13 @@ Map = NDArray[np.float32]
 class Separation:
     """How the maps of a graph become cells; lengths are camera pixels. Stands in the card as `separation`."""
 
-    by: Literal["votes", "watershed"]
-    """votes: every pixel votes for where its cell's centre lies; watershed: the foreground falls apart at its necks."""
+    by: Literal["votes", "watershed", "stars", "mean-shift"]
+    """votes: every pixel votes for where its cell's centre lies; watershed: the foreground falls apart at its necks;
+    stars: the likeliest places tell the outlines of their cells; mean-shift: `paper_cells`, from offsets alone."""
     least_area_px: float
     """Smaller cells go."""
     bandwidth_px: float = 0.0
-    """votes: no two centres are closer."""
+    """votes and mean-shift: no two centres are closer."""
     least_votes: float = 0.0
     """votes: fewer pixels on one spot make no cell."""
     smoothing_px: float = 0.0
@@ -37,10 +40,36 @@ class Separation:
     """watershed: no two cells' middles are closer."""
     least_depth: float = 0.01
     """watershed: how much narrower than the cell a neck is."""
+    grid_px: float = 1.0
+    """stars: from one value of the maps to the next, the first of which lies at `origin_px`."""
+    origin_px: float = 0.0
+    nms_overlap: float = 0.4
+    """stars: of two cells that share more than this part of the smaller one the less likely goes."""
+    levels: tuple[float, ...] = ()
+    """mean-shift: camera counts of the pixels that are disturbed."""
+    passes: int = 0
+    """mean-shift: of each level."""
+    share: float = 0.0
+    """mean-shift: of the pixels that are disturbed."""
+    grain_px: int = 1
+    """mean-shift: squares of so many pixels are disturbed as one."""
+    sample: float = 0.0
+    """mean-shift: share of the foreground that looks for centres."""
+    grow_px: float = 0.0
+    """mean-shift: gaps are closed that are twice as wide."""
+    shrink_px: float = 0.0
+    """mean-shift: what lies nearer to the outside goes."""
 
     def __post_init__(self) -> None:
-        if self.by not in ("votes", "watershed"):
-            raise ValueError(f"cells are separated by votes or watershed, got {self.by!r}; update oneframe")
+        if self.by not in ("votes", "watershed", "stars", "mean-shift"):
+            raise ValueError(
+                f"cells are separated by votes, watershed, stars or mean-shift, got {self.by!r}; update oneframe"
+            )
+        if not (self.grid_px > 0 and 0 < self.nms_overlap <= 1):
+            raise ValueError(
+                f"expected grid_px above 0 and nms_overlap in 0..1, got {self.grid_px} and {self.nms_overlap}; export "
+                "the model again"
+            )
 
     @classmethod
     def from_card(cls, values: dict[str, Any]) -> Separation:
@@ -52,7 +81,7 @@ class Separation:
             If something is missing or unknown.
         """
         try:
-            return cls(**values)
+            return cls(**{**values, "levels": tuple(values.get("levels", ()))})
         except TypeError as exc:
             known = ", ".join(field.name for field in fields(cls))
             raise ValueError(
@@ -65,7 +94,7 @@ class Separation:
 
 
 class CellModel(WrappedModel):
-    """The graph tells of each pixel whether it is of a cell and where that cell's centre lies; here it becomes cells.
+    """The graph tells of each pixel whether it is of a cell, and where that cell lies; here it becomes cells.
 
     Deterministic; each frame is looked at by itself.
 
@@ -90,13 +119,17 @@ class CellModel(WrappedModel):
         Returns
         -------
         Detections
-            One row per cell, `labels` with row i - 1 as label i. `score` is the mean probability of its pixels.
+            One row per cell, `labels` with row i - 1 as label i. `score` is the mean probability of its pixels, of
+            stars that of its middle, by mean shift how steady their offsets are. `notes` say why there are none where
+            the foreground is not seen.
 
         Raises
         ------
         ValueError
             If the image does not fit the model, or nothing was imaged.
         """
+        if self.separation.by == "mean-shift":
+            return paper_cells(self._network.maps, self._network.as_input(image), self.separation, self.threshold)
         maps = self._network.maps(image)
         return cells_of(maps, image if image.ndim == 2 else image[0], self.separation)
 
@@ -107,8 +140,12 @@ def cells_of(maps: dict[str, Map], image: NDArray[Any], separation: Separation) 
     Parameters
     ----------
     maps : dict
-        `foreground`, 0 or the probability, and for votes `offset_y_px` and `offset_x_px`; each (H, W) float32.
+        `foreground`, 0 or the probability, and for votes `offset_y_px` and `offset_x_px`; each (H, W) float32. For
+        stars `probability` (h, w), 0 or that of lying deep in a cell, and `rays_px` (R, h, w), on the grid of the
+        separation.
     """
+    if separation.by == "stars":
+        return _stars(maps, image, separation)
     foreground = maps["foreground"]
     inside = foreground > 0
     if separation.by == "votes":
@@ -125,8 +162,21 @@ def cells_of(maps: dict[str, Map], image: NDArray[Any], separation: Separation) 
             least_distance_px=separation.least_distance_px,
             least_depth=separation.least_depth,
         )
-    labels = size_filter(labels, separation.least_area_px)
-    flat = labels.ravel()
-    area = np.maximum(np.bincount(flat), 1)
-    score = (np.bincount(flat, foreground.ravel()) / area)[1:]
-    return cell_table(labels, image, score.clip(0, 1).astype(np.float32))
+    return scored_table(size_filter(labels, separation.least_area_px), image, foreground)
+
+
+def _stars(maps: dict[str, Map], image: NDArray[Any], separation: Separation) -> Detections:
+    """Return the cells of probabilities and rays; the score is the probability in the cell's middle."""
+    labels, score = star_labels(
+        maps["probability"],
+        maps["rays_px"],
+        grid=separation.grid_px,
+        origin_px=separation.origin_px,
+        threshold=float(np.finfo(np.float32).tiny),  # below that of the graph they are 0
+        nms_overlap=separation.nms_overlap,
+        shape=(image.shape[0], image.shape[1]),
+    )
+    kept = size_filter(labels, separation.least_area_px)
+    number = np.zeros(int(kept.max(initial=0)) + 1, np.int64)
+    number[kept[labels > 0]] = labels[labels > 0]  # holes and pieces aside, a cell keeps its pixels
+    return cell_table(kept, image, score[number[1:] - 1])
