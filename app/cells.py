@@ -5,12 +5,23 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-OPTIONS = ("diameter_px", "cells", "foreground", "separate")
+OPTIONS = ("diameter_px", "cells", "foreground", "separate", "annotations")
 
 
-def training_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what the options say, by the names of `trainer.train`."""
-    return {name: getattr(arguments, name) for name in OPTIONS}
+def training_of(arguments: argparse.Namespace, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return what the options say of a frame of a shape, by the names of `trainer.train`.
+
+    Raises
+    ------
+    AnnotationError
+        If the annotations cannot be used.
+    """
+    told = {name: getattr(arguments, name) for name in OPTIONS}
+    if arguments.annotations is not None:
+        from oneframe.trainer.annotations import read_annotations
+
+        told["annotations"] = read_annotations(arguments.annotations, (shape[-2], shape[-1]))
+    return told
 
 
 def quality_lines(quality: dict[str, Any]) -> list[tuple[str, str]]:
@@ -28,5 +39,7 @@ def quality_lines(quality: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             (f"{name}{used}", f"{facts['cells']} cells, plausibility {facts['plausibility']:.2f}; found again: {again}")
         )
+    if "annotations" in quality:
+        rows.append(("annotations", quality["annotations"]))
     rows += [("warning", text) for text in quality.get("warnings", ())]
     return [*rows, (quality["advice"], quality["advice_sentence"])] if "advice" in quality else rows

@@ -328,6 +328,11 @@ def _add_cells(sub: argparse.ArgumentParser) -> None:
         help="what tells touching cells apart: the trained network, or threshold and watershed (default: what the "
         "frame favours)",
     )  # fmt: skip
+    group.add_argument(
+        "--annotations", metavar="FILE",
+        help="a few cells of this frame as you marked them, from which the model learns their outlines: a label image "
+        "(.tif or .png; 0 is unknown) or polygons and clicks (.json)",
+    )  # fmt: skip
 
 
 def _add_background(group: argparse._ArgumentGroup) -> None:

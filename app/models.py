@@ -24,7 +24,7 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
     frame = emitters.read_frames(arguments.frame) if shot else read_frame(arguments.frame, arguments.hologram or "")
     hologram = settings_of(arguments, frame)
     if arguments.method != "lodestar":
-        own = (emitters if shot else cells).training_of(arguments)
+        own = emitters.training_of(arguments) if shot else cells.training_of(arguments, frame.pixels.shape)
         own["on_frame"] = lambda told: console.say("\n".join(told.lines()), event="frame", lines=told.lines())
     else:
         own = {

@@ -24,7 +24,7 @@ class TrainedModel:
 
     graph: nn.Module
     """Takes camera pixels, (H, W) or (C, H, W) of `card.input_dtype`, and a scalar float32 threshold; returns one
-    float32 tensor per name in `card.outputs`, in that order: (N,) of columns, (H, W) of maps."""
+    float32 tensor per name in `card.outputs`, in that order: (N,) of columns; maps as in `card.maps`."""
 
     card: ModelCard
 

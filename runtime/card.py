@@ -46,7 +46,8 @@ class ModelCard:
     """How a camera frame becomes the graph's input: `HologramSettings`, `pixels_per_cell` and `planes_um` of
     `FocalPlanes`; empty where the graph takes camera pixels."""
     maps: tuple[str, ...] = ()
-    """Named outputs of a graph that tells of every pixel, each (H, W) float32; the runtime makes rows of them."""
+    """Named outputs of a graph that tells of every pixel, float32; the runtime makes rows of them. Each is (H, W), or
+    lies on the coarser grid that `separation` gives, with a leading axis where there is more to tell: (R, h, w)."""
     separation: dict[str, Any] = field(default_factory=dict)
     """How the maps become cells: `Separation` in `runtime/cell_model.py`."""
     trained_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)

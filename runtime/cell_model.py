@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.runtime.cell_cleanup import size_filter
-from oneframe.runtime.cell_table import scored_table
+from oneframe.runtime.cell_table import cell_table, scored_table
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.model import OnnxModel
 from oneframe.runtime.paper_cells import paper_cells
+from oneframe.runtime.star_polygons import star_labels
 from oneframe.runtime.vote_clustering import vote_labels
 from oneframe.runtime.watershed import watershed_labels
 from oneframe.runtime.wrapped_model import WrappedModel
@@ -24,9 +25,9 @@ Map = NDArray[np.float32]
 class Separation:
     """How the maps of a graph become cells; lengths are camera pixels. Stands in the card as `separation`."""
 
-    by: Literal["votes", "watershed", "mean-shift"]
+    by: Literal["votes", "watershed", "stars", "mean-shift"]
     """votes: every pixel votes for where its cell's centre lies; watershed: the foreground falls apart at its necks;
-    mean-shift: `paper_cells`, from offsets alone."""
+    stars: the likeliest places tell the outlines of their cells; mean-shift: `paper_cells`, from offsets alone."""
     least_area_px: float
     """Smaller cells go."""
     bandwidth_px: float = 0.0
@@ -39,6 +40,11 @@ class Separation:
     """watershed: no two cells' middles are closer."""
     least_depth: float = 0.01
     """watershed: how much narrower than the cell a neck is."""
+    grid_px: float = 1.0
+    """stars: from one value of the maps to the next, the first of which lies at `origin_px`."""
+    origin_px: float = 0.0
+    nms_overlap: float = 0.4
+    """stars: of two cells that share more than this part of the smaller one the less likely goes."""
     levels: tuple[float, ...] = ()
     """mean-shift: camera counts of the pixels that are disturbed."""
     passes: int = 0
@@ -55,8 +61,15 @@ class Separation:
     """mean-shift: what lies nearer to the outside goes."""
 
     def __post_init__(self) -> None:
-        if self.by not in ("votes", "watershed", "mean-shift"):
-            raise ValueError(f"cells are separated by votes, watershed or mean-shift, got {self.by!r}; update oneframe")
+        if self.by not in ("votes", "watershed", "stars", "mean-shift"):
+            raise ValueError(
+                f"cells are separated by votes, watershed, stars or mean-shift, got {self.by!r}; update oneframe"
+            )
+        if not (self.grid_px > 0 and 0 < self.nms_overlap <= 1):
+            raise ValueError(
+                f"expected grid_px above 0 and nms_overlap in 0..1, got {self.grid_px} and {self.nms_overlap}; export "
+                "the model again"
+            )
 
     @classmethod
     def from_card(cls, values: dict[str, Any]) -> Separation:
@@ -81,7 +94,7 @@ class Separation:
 
 
 class CellModel(WrappedModel):
-    """The graph tells of each pixel whether it is of a cell and where that cell's centre lies; here it becomes cells.
+    """The graph tells of each pixel whether it is of a cell, and where that cell lies; here it becomes cells.
 
     Deterministic; each frame is looked at by itself.
 
@@ -106,8 +119,9 @@ class CellModel(WrappedModel):
         Returns
         -------
         Detections
-            One row per cell, `labels` with row i - 1 as label i. `score` is the mean probability of its pixels, by
-            mean shift how steady their offsets are. `notes` say why there are none where the foreground is not seen.
+            One row per cell, `labels` with row i - 1 as label i. `score` is the mean probability of its pixels, of
+            stars that of its middle, by mean shift how steady their offsets are. `notes` say why there are none where
+            the foreground is not seen.
 
         Raises
         ------
@@ -126,8 +140,12 @@ def cells_of(maps: dict[str, Map], image: NDArray[Any], separation: Separation) 
     Parameters
     ----------
     maps : dict
-        `foreground`, 0 or the probability, and for votes `offset_y_px` and `offset_x_px`; each (H, W) float32.
+        `foreground`, 0 or the probability, and for votes `offset_y_px` and `offset_x_px`; each (H, W) float32. For
+        stars `probability` (h, w), 0 or that of lying deep in a cell, and `rays_px` (R, h, w), on the grid of the
+        separation.
     """
+    if separation.by == "stars":
+        return _stars(maps, image, separation)
     foreground = maps["foreground"]
     inside = foreground > 0
     if separation.by == "votes":
@@ -145,3 +163,20 @@ def cells_of(maps: dict[str, Map], image: NDArray[Any], separation: Separation) 
             least_depth=separation.least_depth,
         )
     return scored_table(size_filter(labels, separation.least_area_px), image, foreground)
+
+
+def _stars(maps: dict[str, Map], image: NDArray[Any], separation: Separation) -> Detections:
+    """Return the cells of probabilities and rays; the score is the probability in the cell's middle."""
+    labels, score = star_labels(
+        maps["probability"],
+        maps["rays_px"],
+        grid=separation.grid_px,
+        origin_px=separation.origin_px,
+        threshold=float(np.finfo(np.float32).tiny),  # below that of the graph they are 0
+        nms_overlap=separation.nms_overlap,
+        shape=(image.shape[0], image.shape[1]),
+    )
+    kept = size_filter(labels, separation.least_area_px)
+    number = np.zeros(int(kept.max(initial=0)) + 1, np.int64)
+    number[kept[labels > 0]] = labels[labels > 0]  # holes and pieces aside, a cell keeps its pixels
+    return cell_table(kept, image, score[number[1:] - 1])

@@ -69,7 +69,7 @@ class OnnxModel:
         return Detections(**self._outputs(pixels))
 
     def maps(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        """Return what a graph with `card.maps` tells of every pixel, each (H, W) float32; raises as `detect`."""
+        """Return what a graph with `card.maps` tells of every pixel, float32; raises as `detect`."""
         return self._outputs(self.as_input(image))
 
     def _outputs(self, pixels: NDArray[Any]) -> dict[str, Any]:

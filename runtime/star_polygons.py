@@ -26,7 +26,8 @@ def star_labels(
     prob: NDArray[np.float32],
     rays: NDArray[np.float32],
     *,
-    grid: int,
+    grid: float,
+    origin_px: float = 0.0,
     threshold: float,
     nms_overlap: float = 0.4,
     shape: tuple[int, int],
@@ -36,11 +37,15 @@ def star_labels(
     Parameters
     ----------
     prob : (h, w) float32
-        That a pixel lies deep in a cell, 0..1; of pixel (grid i, grid j) of the image.
+        That a place lies deep in a cell, 0..1; value [i, j] is of (grid i + origin_px, grid j + origin_px) of the
+        image.
     rays : (R, h, w) float32
-        Distances from that pixel to the outline of its cell along `ray_directions(R)`, px of the image.
-    grid : int
-        Pixels of the image from one value to the next.
+        Distances from that place to the outline of its cell along `ray_directions(R)`, px of the image.
+    grid : float
+        Pixels of the image from one value to the next. On a grid coarser than 2 px overlaps are counted on pixels half
+        as wide: large cells take no longer than small ones.
+    origin_px : float
+        Where the first value lies.
     threshold : float
         Least probability of a cell's middle.
     nms_overlap : float
@@ -67,21 +72,27 @@ def star_labels(
         or rays.ndim != 3
         or rays.shape[1:] != prob.shape
         or len(rays) < 3
-        or any(not n <= grid * cells < n + 2 * grid for n, cells in zip(shape, prob.shape, strict=True))
+        or any(abs(grid * cells - n) > 2 * grid + 1 for n, cells in zip(shape, prob.shape, strict=True))
     ):
         raise ValueError(
-            f"expected prob (h, w) and 3 or more rays (R, h, w) of an image {tuple(shape)} on a grid of {grid} px, got "
-            f"{prob.shape} and {rays.shape}"
+            f"expected prob (h, w) and 3 or more rays (R, h, w) of an image {tuple(shape)} on a grid of {grid:g} px, "
+            f"got {prob.shape} and {rays.shape}"
         )
     row, column = _middles(prob, threshold)
-    inside = (grid * row < shape[0]) & (grid * column < shape[1])
-    row, column = row[inside], column[inside]
+    yx: Array = grid * np.stack([row, column], 1).astype(np.float64) + origin_px
+    inside = (yx < np.array(shape) - 0.5).all(1)
+    row, column, yx = row[inside], column[inside], yx[inside]
     score = prob[row, column]
-    yx = np.stack([grid * row, grid * column], 1)
     reach = np.nan_to_num(rays[:, row, column].T.astype(np.float64), nan=0.0).clip(0, float(max(shape)))  # (N, R)
     corners = _round(reach)[:, None] * ray_directions(2 * len(rays))  # (N, 2, 2R) from the middle: alike in every part
-    cell, pixel = _pixels(corners, yx, shape)
-    kept = _not_covered(cell, pixel, len(yx), shape, nms_overlap)
+    coarse = max(1.0, grid / 2)
+    on_coarse = tuple(math.ceil(side / coarse) for side in shape)
+    cell, pixel = _pixels(corners / coarse, (yx + 0.5) / coarse - 0.5, on_coarse)
+    kept = _not_covered(cell, pixel, len(yx), on_coarse, nms_overlap)
+    if coarse > 1:
+        order = np.flatnonzero(kept)
+        cell, pixel = _pixels(corners[order], yx[order], shape)
+        cell = order[cell]
     shown = kept[cell]
     top = _paint(cell[shown], pixel[shown], shape)
     seen = np.unique(top[top >= 0])  # one may be hidden by two
@@ -101,7 +112,7 @@ def halo_px(longest_ray_px: float, grid: int) -> int:
 
 def fill_polygon(corners_yx: Array, shape: tuple[int, int]) -> Index:
     """Return the pixels (flat indices) whose centres lie within a polygon (V, 2), even-odd, of px of the image."""
-    return _pixels(corners_yx.T[None], np.zeros((1, 2), np.int64), shape)[1]
+    return _pixels(corners_yx.T[None], np.zeros((1, 2)), shape)[1]
 
 
 def _middles(prob: NDArray[np.float32], threshold: float) -> tuple[Index, Index]:
@@ -120,13 +131,15 @@ def _round(reach: Array) -> Array:
     return np.stack([reach, (reach + np.roll(reach, -1, axis=1)) / 2], 2).reshape(n, 2 * n_rays)
 
 
-def _pixels(corners: Array, middle: Index, shape: tuple[int, int]) -> tuple[Index, Index]:
+def _pixels(corners: Array, middles: Array, shape: tuple[int, ...]) -> tuple[Index, Index]:
     """Return polygon and pixel (flat index) of all pixels whose centres lie within polygons, in order of the polygons.
 
     Corners (N, 2, V) count from the middles (N, 2). Every edge is cut with the rows between its ends; the columns
     between an odd cut of a row and the next are inside.
     """
     v = corners.shape[2]
+    middle = np.floor(middles).astype(np.int64)
+    corners = corners + (middles - middle)[..., None]
     y0, x0 = corners[:, 0].ravel(), corners[:, 1].ravel()
     y1, x1 = (np.roll(corners[:, axis], -1, axis=1).ravel() for axis in (0, 1))
     first = np.ceil(np.minimum(y0, y1)).astype(np.int64)
@@ -152,7 +165,7 @@ def _ragged(lengths: Index) -> tuple[Index, Index]:
     return row, np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-def _not_covered(cell: Index, pixel: Index, n: int, shape: tuple[int, int], overlap: float) -> NDArray[np.bool_]:
+def _not_covered(cell: Index, pixel: Index, n: int, shape: tuple[int, ...], overlap: float) -> NDArray[np.bool_]:
     """Return which cells, likeliest first, no likelier one that stays overlaps by more than allowed."""
     from scipy.sparse import csr_matrix
 

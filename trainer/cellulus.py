@@ -30,6 +30,7 @@ from oneframe.trainer.cell_proposals import CRITERIA, Proposal, least_area_px, p
 from oneframe.trainer.cell_scale import WorkingScale, likely_diameters, rescaled, working_scale
 from oneframe.trainer.cellulus_graph import CellGraph
 from oneframe.trainer.cellulus_network import CellulusNetwork, CellulusSettings, cell_loss
+from oneframe.trainer.cellulus_paper import pair_loss, sample_pairs
 from oneframe.trainer.loop import LoopSettings, Progress, fit, one_thread
 from oneframe.trainer.noise_proposals import noise_proposal
 
@@ -243,11 +244,18 @@ def _one_round(
     margin = settings.margin_px
 
     def loss_of_part(part: int) -> torch.Tensor:
-        batch = composer.batch(settings.crops // _WORKERS, np.random.default_rng([*seed, part]))
+        rng = np.random.default_rng([*seed, part])
+        batch = composer.batch(settings.crops // _WORKERS, rng)
         with torch.no_grad():
             seen, _ = contrast.normalised(batch.images, batch.floors)
         told = network(seen)[..., margin:-margin, margin:-margin]
-        return cell_loss(told, batch.labelled, batch.offsets, batch.known, settings.offset_weight)
+        loss = cell_loss(told, batch.labelled, batch.offsets, batch.known, settings.offset_weight)
+        if settings.pair_weight:
+            height, width = told.shape[-2:]
+            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+            pairs = sample_pairs(height, width, settings.kappa_px, settings.pair_density, generator)
+            loss = loss + settings.pair_weight * pair_loss(told[:, 1:], *pairs, settings.tau_px2, 0.0)
+        return loss
 
     schedule = LoopSettings(n_steps, settings.learning_rate)
     return fit(network, loss_of_part, schedule, on_progress=on_progress, cancel=cancel, workers=_WORKERS)

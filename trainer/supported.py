@@ -24,6 +24,9 @@ GRID_PX = 2
 """Pixels of the image from one output to the next."""
 MULTIPLE_PX = 8
 """The network works on 2, 4 and 8 pixels; other sizes are padded inside it."""
+_NO_TRUST, _FULL_TRUST = 0.35, 0.75
+"""Agreement of pseudo labels with annotations up to which they have no weight, and from which they have all of it."""
+_MOST_TRUST = 0.5
 _RAY_SCALE_PX = 10.0
 _FIRST_RAY = 0.3
 """Of every output before training: 10 softplus(0.3) = 8.5 px."""
@@ -47,8 +50,8 @@ class SupportedSettings:
     """At the edge of a crop nothing is learned: there the network does not see enough."""
     n_rays: int = N_RAYS
     pseudo_weight: float | None = None
-    """a in (1 - a) L_sparse + a L_pseudo; 0.5 in the paper. None: 0.5 times how well the pseudo labels agree with the
-    annotations (`SupportedSets.agreement`), so that bad ones are not learned once more."""
+    """a in (1 - a) L_sparse + a L_pseudo; 0.5 in the paper. None: as well as the pseudo labels agree with the
+    annotations, see `trusted_weight`."""
     ray_weight: float = 0.5
     """w in BCE + w prob |d - d*|, 1/px."""
     near_px: float = 30.0
@@ -137,10 +140,35 @@ def supported_sets(pseudo: Labels, annotations: Labels, settings: SupportedSetti
     distance = distance_transform_edt(~annotated) if annotated.any() else np.full(pseudo.shape, np.inf)
     known = ~gone[pseudo] | annotated | (annotations < 0) | (distance <= settings.rim_px)
     near = (labels == 0) & (distance < settings.near_px)
+    sparse = known & (annotated | (annotations < 0) | near)
+    return SupportedSets(labels, sparse, known, agreement_of(pseudo, annotations))
+
+
+def agreement_of(labels: Labels, annotations: Labels) -> float:
+    """Return the mean over annotated cells of the intersection over union with the best cell of `labels` (H, W).
+
+    0..1; NaN where none is annotated. Neither 0 (unknown) nor -1 (background) of the annotations counts.
+    """
+    annotated = annotations > 0
+    if not annotated.any():
+        return math.nan
+    area, given = np.bincount(labels.ravel()), np.bincount(annotations[annotated])
+    both = annotated & (labels > 0)
+    pairs, shared = np.unique(np.stack([labels[both], annotations[both]]), axis=1, return_counts=True)
     iou = np.zeros(len(given))
     np.maximum.at(iou, pairs[1], shared / (area[pairs[0]] + given[pairs[1]] - shared))
-    agreement = float(iou[given > 0].mean()) if annotated.any() else float("nan")
-    return SupportedSets(labels, known & (annotated | (annotations < 0) | near), known, agreement)
+    return float(iou[given > 0].mean())
+
+
+def trusted_weight(agreement: float) -> float:
+    """Return the weight of pseudo labels that agree so well with the annotations, 0 to 0.5.
+
+    0.5, as in the paper, where they do; 0 where they are something else than what was annotated, so that they are not
+    learned once more. Of known background alone nothing is said of the cells: NaN counts as agreement.
+    """
+    if math.isnan(agreement):
+        return _MOST_TRUST
+    return _MOST_TRUST * min(1.0, max(0.0, (agreement - _NO_TRUST) / (_FULL_TRUST - _NO_TRUST)))
 
 
 class StarNetwork(nn.Module):
@@ -174,12 +202,17 @@ class StarNetwork(nn.Module):
             self.told.bias[0] = _FIRST_LOGIT  # type: ignore[index]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and rays; an image of at least 8 x 8 px."""
+        """Return logits and rays of images of any size."""
         height, width = image.shape[-2:]
         most, above = MULTIPLE_PX, MULTIPLE_PX - 1
-        padded = F.pad(image, (0, above, 0, above), mode="reflect")  # by a fixed size: the graph is for any H and W
+        padded = F.pad(image, (0, above, 0, above), mode="replicate")  # by a fixed size: the graph is for any H and W
         padded = padded[..., : (height + above) // most * most, : (width + above) // most * most]
-        fine = self.fine(F.pixel_unshuffle(padded, GRID_PX))
+        logit, rays = self.told_of(F.pixel_unshuffle(padded, GRID_PX))
+        return tuple(told[..., : (height + 1) // GRID_PX, : (width + 1) // GRID_PX] for told in (logit, rays))  # type: ignore[return-value]
+
+    def told_of(self, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and rays of images (B, 4, h, w), pixels of 2 x 2 side by side; sides are multiples of 4."""
+        fine = self.fine(squares)
         middle = F.relu(self.down(fine))
         middle = F.relu(middle + self.middle(middle))
         coarse = F.relu(self.down_again(middle))
@@ -188,7 +221,6 @@ class StarNetwork(nn.Module):
         middle = self.up(torch.cat([middle, _doubled(coarse)], 1))
         fine = self.up_again(torch.cat([fine, _doubled(middle)], 1))
         told = self.told(F.relu(self.head(fine)))
-        told = told[..., : (height + 1) // GRID_PX, : (width + 1) // GRID_PX]
         return told[:, :1], _RAY_SCALE_PX * F.softplus(told[:, 1:])
 
 
@@ -344,9 +376,7 @@ def train_supported(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = StarNetwork(settings.n_rays, settings.channels)
-    a = settings.pseudo_weight
-    if a is None:  # of known background alone nothing is said of the cells
-        a = 0.5 * (sets.agreement if math.isfinite(sets.agreement) else 1.0)
+    a = trusted_weight(sets.agreement) if settings.pseudo_weight is None else settings.pseudo_weight
     weights = {"sparse": 1 - a, "pseudo": a} if sets.sparse.any() else {"pseudo": 1.0}
     weights = {name: weight for name, weight in weights.items() if weight > 0}
 

@@ -17,6 +17,7 @@ from oneframe.acquisition.psf import GaussianPsf
 from oneframe.export.trained import TrainedModel
 from oneframe.runtime.field_reader import HologramSettings
 from oneframe.runtime.model import check_pixels
+from oneframe.trainer.annotations import Annotations
 from oneframe.trainer.boxes import box_warnings, propose_box
 from oneframe.trainer.cellulus import KNOWN_OF_CELLS, CellFrame, train_cellulus
 from oneframe.trainer.cellulus_network import CellulusSettings
@@ -31,6 +32,7 @@ from oneframe.trainer.lodestar_network import PRESETS, LodestarSettings
 from oneframe.trainer.loop import Progress
 from oneframe.trainer.shot import KNOWN_OF_FRAME, train_shot
 from oneframe.trainer.shot_network import ShotSettings
+from oneframe.trainer.supported_cells import train_supported_cells
 
 Settings = TypeVar("Settings", ShotSettings, CellulusSettings, PaperSettings)
 
@@ -57,6 +59,7 @@ def train(
     reference: NDArray[Any] | None = None,
     background: str | None = None,
     psf: GaussianPsf | None = None,
+    annotations: Annotations | None = None,
     on_frame: OnFrame | None = None,
     source: str = "",
     on_progress: Callable[[Progress], None] | None = None,
@@ -91,6 +94,8 @@ def train(
         Of a hologram, as for `FieldReader`.
     psf : GaussianPsf, optional
         Of `shot`: a calibration of the point spread function, with which the model can give z.
+    annotations : Annotations, optional
+        Of `cellulus`: a few cells of the frame as a person marked them, see `read_annotations`.
     on_frame : callable, optional
         Of `shot` and `cellulus`: told what the frame revealed, before the training.
     source : str
@@ -120,8 +125,7 @@ def train(
         changed["n_steps"] = steps
     if method in _OF_WHOLE_FRAME:
         foreign: dict[str, Any] = {"box": box, "hologram": hologram, "reference": reference, "background": background}
-        if method != "shot":
-            foreign["psf"] = psf
+        foreign |= {"annotations": annotations} if method == "shot" else {"psf": psf}
         for name, value in foreign.items():
             if value is not None:
                 raise ValueError(
@@ -130,7 +134,11 @@ def train(
         if preset != "default" and method == "shot":
             raise ValueError(f"expected the default preset for {method}, got {preset!r}; leave it out")
         whole = _train_shot if method == "shot" else _train_cellulus if preset == "default" else _train_paper
-        more = {"psf": psf} if method == "shot" else {}
+        more: dict[str, Any] = {"psf": psf} if method == "shot" else {"annotations": annotations}
+        if preset == "paper":
+            if annotations is not None:
+                raise ValueError("expected no annotations with the preset paper, got some; leave one of them out")
+            more = {}
         trained = whole(
             image, changed, pixel_size_um=pixel_size_um, seed=seed, on_frame=on_frame, on_progress=on_progress,
             cancel=cancel, **more,
@@ -140,6 +148,8 @@ def train(
         return replace(trained, card=replace(trained.card, crop=crop))
     if psf is not None:
         raise ValueError(f"expected a point spread function with shot only, got one with {method}; leave it out")
+    if annotations is not None:
+        raise ValueError(f"expected annotations with cellulus only, got some with {method}; leave them out")
     _check_image(image, n_planes=2 if hologram is not None and hologram.kind == "field" else 1)
     kind = LodestarSettings if hologram is None else HologramTraining
     unknown = changed.keys() - {field.name for field in fields(kind)}
@@ -187,10 +197,14 @@ def _train_shot(image: NDArray[Any], changed: dict[str, Any], **how: Any) -> Tra
     return train_shot(image, known=known, settings=settings, **how)
 
 
-def _train_cellulus(image: NDArray[Any], changed: dict[str, Any], **how: Any) -> TrainedModel:
+def _train_cellulus(
+    image: NDArray[Any], changed: dict[str, Any], *, annotations: Annotations | None, **how: Any
+) -> TrainedModel:
     """Train on the cells of a frame."""
     _check_image(image)
     settings, known = _settings_of(CellulusSettings(), changed, KNOWN_OF_CELLS)
+    if annotations is not None:
+        return train_supported_cells(image, annotations, settings=settings, **known, **how)
     return train_cellulus(image, settings=settings, **known, **how)
 
 

@@ -24,6 +24,7 @@ from oneframe.trainer.supported import (
     star_loss,
     supported_sets,
     train_supported,
+    trusted_weight,
 )
 
 SMALL = SupportedSettings(n_steps=150, crop_px=64, channels=(16, 24, 32))
@@ -112,6 +113,14 @@ def test_sets():
     assert sets.pseudo[:, 120:].all()
     # drawn: 96 px, of which 88 lie in the 120 of cell 1; and 180 of the 400 of cell 3
     assert sets.agreement == pytest.approx((88 / (96 + 120 - 88) + 180 / 400) / 2)
+
+
+def test_pseudo_labels_count_as_far_as_they_agree():
+    weights = [trusted_weight(agreement) for agreement in (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)]
+    assert weights == sorted(weights)
+    assert weights[:2] == [0, 0]
+    assert weights[-2:] == [0.5, 0.5]
+    assert trusted_weight(float("nan")) == 0.5
 
 
 def test_without_annotations_there_is_no_sparse_set():
