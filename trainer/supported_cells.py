@@ -31,6 +31,8 @@ from oneframe.trainer.supported import GRID_PX, StarNetwork, SupportedSettings, 
 
 THRESHOLD = 0.4
 """Default probability of a cell's middle."""
+_POOR = 0.4
+"""Agreement of the cells proposed with those drawn below which other readings of the frame are tried."""
 _HEADSTART = 0.1
 """By which another reading of the frame must agree better with what was drawn than the one without it."""
 _GOOD = 0.65
@@ -168,12 +170,14 @@ def _told(image: NDArray[Any], drawn: Labels, given: dict[str, Any]) -> dict[str
     try:
         frame = read_cell_frame(image, **known)
     except ValueError:  # nothing of a cell's size is seen: what was drawn may help
-        known["diameter_px"] = drawn_px if given["diameter_px"] is None else given["diameter_px"]
+        known["diameter_px"] = given["diameter_px"] or drawn_px
     else:
         if given["diameter_px"] is None and not 1 / _FAR < drawn_px / frame.diameter_px < _FAR:
             known["diameter_px"] = drawn_px
         else:
             readings.append((_agreement(frame, drawn) + _HEADSTART, known))
+            if readings[0][0] > _POOR + _HEADSTART:
+                return known
     for sign in ("bright", "dark") if given["cells"] is None else (given["cells"],):
         for criterion in CRITERIA if given["foreground"] is None else (given["foreground"],):
             other = {**known, "cells": sign, "foreground": criterion}
