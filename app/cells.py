@@ -31,7 +31,7 @@ def quality_lines(quality: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(
         ("found on this frame", f"{quality['cells_on_frame']} cells, median area {quality['median_area_px']:.0f} px^2")
     )
-    for name, facts in quality["kinds"].items():
+    for name, facts in quality.get("kinds", {}).items():
         used = ", used" if name == quality["separate"] else ""
         again = ", ".join(
             f"{what} {100 * facts[f'agreement_{what}']:.0f} %" for what in ("shift", "scale", "noise", "brightness")
@@ -41,4 +41,5 @@ def quality_lines(quality: dict[str, Any]) -> list[tuple[str, str]]:
         )
     if "annotations" in quality:
         rows.append(("annotations", quality["annotations"]))
-    return [*rows, (quality["advice"], quality["advice_sentence"])]
+    rows += [("warning", text) for text in quality.get("warnings", ())]
+    return [*rows, (quality["advice"], quality["advice_sentence"])] if "advice" in quality else rows

@@ -61,12 +61,17 @@ class Console:
 def duration(seconds: float) -> str:
     """Return a time as a person says it.
 
-    >>> duration(7.2), duration(95), duration(float("nan"))
-    ('7 s', '1 min 35 s', '?')
+    >>> duration(7.2), duration(95), duration(8000), duration(1e6), duration(float("nan"))
+    ('7 s', '1 min 35 s', '2 h 13 min', '11 d 13 h', '?')
     """
     if math.isnan(seconds):
         return "?"
     minutes, rest = divmod(round(seconds), 60)
+    hours, days = minutes // 60, minutes // 1440
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 

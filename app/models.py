@@ -19,7 +19,7 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
     from oneframe.app import cells, emitters
     from oneframe.app.holograms import background_of, read_frame, reference_of, settings_of
 
-    _check_options(arguments)
+    check_options(arguments)
     shot = arguments.method == "shot"
     frame = emitters.read_frames(arguments.frame) if shot else read_frame(arguments.frame, arguments.hologram or "")
     hologram = settings_of(arguments, frame)
@@ -101,7 +101,7 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
 _OF_LODESTAR = ("box", "scale", "size", "noise", "alpha", "beta")
 
 
-def _check_options(arguments: argparse.Namespace) -> None:
+def check_options(arguments: argparse.Namespace) -> None:
     """Refuse options of another method.
 
     Raises

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oneframe.runtime.cell_table import cell_table
 from oneframe.runtime.outline import rims
 from oneframe.runtime.segmentation_score import SegmentationScore
 
@@ -164,7 +165,8 @@ def plausibility(
     diameter_px : float
         Scale on which edges and contrast are looked at; the same one for all label images that are compared.
     diameter_known : bool
-        True: somebody measured it, and labels whose median area is another score less. With a guess that misleads.
+        True: somebody measured it, of rods the width, and labels whose median area and width are others score less.
+        With a guess that misleads.
 
     Returns
     -------
@@ -202,7 +204,10 @@ def plausibility(
     mean = float(cell.mean())
     score = 2 * mean * explained / (mean + explained) if mean + explained > 0 else 0.0
     if diameter_known:
-        score *= float(_usual(np.log(usual_px / (np.pi * diameter_px**2 / 4)), _KNOWN_SPREAD))
+        # of rods people measure the width
+        widths_px = np.asarray(cell_table(labels, image, np.ones(n, np.float32)).minor_axis_px, np.float64)
+        sizes_px2 = np.array([usual_px, np.pi * float(np.median(widths_px)) ** 2 / 4])
+        score *= float(_usual(np.log(sizes_px2 / (np.pi * diameter_px**2 / 4)), _KNOWN_SPREAD).max())
     return Plausibility(
         score=score,
         cell=cell.astype(np.float32),

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.runtime.cell_cleanup import size_filter
-from oneframe.runtime.cell_table import cell_table
+from oneframe.runtime.cell_table import cell_table, scored_table
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.model import OnnxModel
+from oneframe.runtime.paper_cells import paper_cells
 from oneframe.runtime.star_polygons import star_labels
 from oneframe.runtime.vote_clustering import vote_labels
 from oneframe.runtime.watershed import watershed_labels
@@ -24,13 +25,13 @@ Map = NDArray[np.float32]
 class Separation:
     """How the maps of a graph become cells; lengths are camera pixels. Stands in the card as `separation`."""
 
-    by: Literal["votes", "watershed", "stars"]
+    by: Literal["votes", "watershed", "stars", "mean-shift"]
     """votes: every pixel votes for where its cell's centre lies; watershed: the foreground falls apart at its necks;
-    stars: the likeliest places tell the outlines of their cells."""
+    stars: the likeliest places tell the outlines of their cells; mean-shift: `paper_cells`, from offsets alone."""
     least_area_px: float
     """Smaller cells go."""
     bandwidth_px: float = 0.0
-    """votes: no two centres are closer."""
+    """votes and mean-shift: no two centres are closer."""
     least_votes: float = 0.0
     """votes: fewer pixels on one spot make no cell."""
     smoothing_px: float = 0.0
@@ -44,10 +45,26 @@ class Separation:
     origin_px: float = 0.0
     nms_overlap: float = 0.4
     """stars: of two cells that share more than this part of the smaller one the less likely goes."""
+    levels: tuple[float, ...] = ()
+    """mean-shift: camera counts of the pixels that are disturbed."""
+    passes: int = 0
+    """mean-shift: of each level."""
+    share: float = 0.0
+    """mean-shift: of the pixels that are disturbed."""
+    grain_px: int = 1
+    """mean-shift: squares of so many pixels are disturbed as one."""
+    sample: float = 0.0
+    """mean-shift: share of the foreground that looks for centres."""
+    grow_px: float = 0.0
+    """mean-shift: gaps are closed that are twice as wide."""
+    shrink_px: float = 0.0
+    """mean-shift: what lies nearer to the outside goes."""
 
     def __post_init__(self) -> None:
-        if self.by not in ("votes", "watershed", "stars"):
-            raise ValueError(f"cells are separated by votes, watershed or stars, got {self.by!r}; update oneframe")
+        if self.by not in ("votes", "watershed", "stars", "mean-shift"):
+            raise ValueError(
+                f"cells are separated by votes, watershed, stars or mean-shift, got {self.by!r}; update oneframe"
+            )
         if not (self.grid_px > 0 and 0 < self.nms_overlap <= 1):
             raise ValueError(
                 f"expected grid_px above 0 and nms_overlap in 0..1, got {self.grid_px} and {self.nms_overlap}; export "
@@ -64,7 +81,7 @@ class Separation:
             If something is missing or unknown.
         """
         try:
-            return cls(**values)
+            return cls(**{**values, "levels": tuple(values.get("levels", ()))})
         except TypeError as exc:
             known = ", ".join(field.name for field in fields(cls))
             raise ValueError(
@@ -102,14 +119,17 @@ class CellModel(WrappedModel):
         Returns
         -------
         Detections
-            One row per cell, `labels` with row i - 1 as label i. `score` is the mean probability of its pixels, or of
-            stars that of its middle.
+            One row per cell, `labels` with row i - 1 as label i. `score` is the mean probability of its pixels, of
+            stars that of its middle, by mean shift how steady their offsets are. `notes` say why there are none where
+            the foreground is not seen.
 
         Raises
         ------
         ValueError
             If the image does not fit the model, or nothing was imaged.
         """
+        if self.separation.by == "mean-shift":
+            return paper_cells(self._network.maps, self._network.as_input(image), self.separation, self.threshold)
         maps = self._network.maps(image)
         return cells_of(maps, image if image.ndim == 2 else image[0], self.separation)
 
@@ -142,11 +162,7 @@ def cells_of(maps: dict[str, Map], image: NDArray[Any], separation: Separation) 
             least_distance_px=separation.least_distance_px,
             least_depth=separation.least_depth,
         )
-    labels = size_filter(labels, separation.least_area_px)
-    flat = labels.ravel()
-    area = np.maximum(np.bincount(flat), 1)
-    score = (np.bincount(flat, foreground.ravel()) / area)[1:]
-    return cell_table(labels, image, score.clip(0, 1).astype(np.float32))
+    return scored_table(size_filter(labels, separation.least_area_px), image, foreground)
 
 
 def _stars(maps: dict[str, Map], image: NDArray[Any], separation: Separation) -> Detections:

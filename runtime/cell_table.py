@@ -15,6 +15,13 @@ COLUMNS = (
 """What a model of cells tells of each."""
 
 
+def scored_table(labels: NDArray[np.int32], image: NDArray[Any], likely: NDArray[np.float32]) -> Detections:
+    """Return `cell_table` with the mean of `likely`, (H, W) from 0 to 1, over a cell's pixels as its score."""
+    flat = labels.ravel()
+    score = (np.bincount(flat, likely.ravel()) / np.maximum(np.bincount(flat), 1))[1:]
+    return cell_table(labels, image, score.clip(0, 1).astype(np.float32))
+
+
 def cell_table(labels: NDArray[np.int32], image: NDArray[Any], score: NDArray[np.float32]) -> Detections:
     """Return one row per cell; row i - 1 is label i.
 

@@ -62,7 +62,7 @@ class OnnxModel:
         ValueError
             If the number of channels, the size or the values do not fit the model, or nothing was imaged.
         """
-        return self.run(self._as_input(image))
+        return self.run(self.as_input(image))
 
     def run(self, pixels: NDArray[Any]) -> Detections:
         """Find the objects of an image that is known to be what the graph takes; as `detect`, without its checks."""
@@ -70,14 +70,15 @@ class OnnxModel:
 
     def maps(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Return what a graph with `card.maps` tells of every pixel, float32; raises as `detect`."""
-        return self._outputs(self._as_input(image))
+        return self._outputs(self.as_input(image))
 
     def _outputs(self, pixels: NDArray[Any]) -> dict[str, Any]:
         names = self._card.outputs
         values = self._session.run(list(names), {"image": pixels, "threshold": self._threshold})
         return dict(zip(names, values, strict=True))
 
-    def _as_input(self, image: NDArray[Any]) -> NDArray[Any]:
+    def as_input(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Return the image as the graph takes it, (H, W) where that is one plane; raises as `detect`."""
         card = self._card
         if image.ndim == 3 and card.n_channels == 1 and image.shape[0] == 1:
             image = image[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ def noise_passes(
     n_passes: int = 16,
     levels: tuple[float, ...] = (0.5, 1.0),
     share: float = 0.01,
+    grain_px: int = 1,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return mean and spread of the offsets of an image whose pixels are disturbed again and again.
 
@@ -58,6 +60,8 @@ def noise_passes(
         Values that disturbed pixels get; 0.5 and 1 as in the code of the paper, though it calls them salt and pepper.
     share : float
         Of the pixels, 0 to 1, each drawn by itself.
+    grain_px : int
+        Squares of so many pixels are disturbed as one: what `embed` averages first.
 
     Returns
     -------
@@ -75,10 +79,10 @@ def noise_passes(
     ----------
     Wolf et al., ICCV 2023, section 3.
     """
-    if normalised.ndim != 2 or n_passes < 1 or not levels or not 0 <= share <= 1:
+    if normalised.ndim != 2 or min(n_passes, grain_px) < 1 or not levels or not 0 <= share <= 1:
         raise ValueError(
-            f"expected an image (H, W), n_passes of 1 or more, levels and a share from 0 to 1, got {normalised.shape}, "
-            f"{n_passes}, {levels} and {share}"
+            f"expected an image (H, W), n_passes and grain_px of 1 or more, levels and a share from 0 to 1, got "
+            f"{normalised.shape}, {n_passes}, {grain_px}, {levels} and {share}"
         )
     mean = np.zeros((2, *normalised.shape))
     squares = np.zeros_like(mean)  # Welford 1962: running, without losing small spreads of large offsets
@@ -86,7 +90,7 @@ def noise_passes(
     for level in levels:
         for _ in range(n_passes):
             disturbed = normalised.copy()
-            disturbed[rng.random(normalised.shape) < share] = level
+            disturbed[_drawn(normalised.shape, share, grain_px, rng)] = level
             offsets = embed(disturbed)
             if offsets.shape != mean.shape:
                 raise ValueError(f"expected offsets of shape {mean.shape} from embed, got {offsets.shape}")
@@ -97,11 +101,19 @@ def noise_passes(
     return mean.astype(np.float32), np.sqrt(squares / n).sum(0).astype(np.float32)
 
 
+def _drawn(shape: tuple[int, ...], share: float, grain_px: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Return which pixels (H, W) are disturbed."""
+    height, width = shape
+    grains = rng.random((-(-height // grain_px), -(-width // grain_px))) < share
+    return grains.repeat(grain_px, 0).repeat(grain_px, 1)[:height, :width]
+
+
 def noise_foreground(
     spread: NDArray[np.float32],
     *,
     least_separability: float = LEAST_SEPARABILITY,
     least_contrast: float = LEAST_CONTRAST,
+    logarithmic: bool = False,
 ) -> NoiseForeground:
     """Return the pixels whose spread is below Otsu's threshold, if there are two kinds of pixels.
 
@@ -114,6 +126,8 @@ def noise_foreground(
         Of `noise_passes`, px.
     least_separability, least_contrast : float
         0 for both splits always, as published.
+    logarithmic : bool
+        Split the logarithms and compare geometric means: spreads of the background alone vary by factors.
     """
     values = spread.ravel().astype(np.float64)
     if spread.ndim != 2 or not np.isfinite(values).all():
@@ -123,10 +137,15 @@ def noise_foreground(
         )
     if not len(values) or values.min() == values.max():
         return NoiseForeground(np.zeros(spread.shape, bool), float("nan"), 0.0, 1.0, False)
+    if logarithmic:
+        values = np.log(np.maximum(values, values[values > 0].min()))
     split = otsu_splits(values, np.zeros(len(values), np.intp), 1)
     threshold, separability = float(split.threshold[0]), float(split.separability[0])
-    pixels = spread < threshold
-    below, above = float(spread[pixels].mean()), float(spread[~pixels].mean())
-    contrast = above / below if below > 0 else float("inf")
+    pixels = (values < threshold).reshape(spread.shape)
+    below, above = float(values[pixels.ravel()].mean()), float(values[~pixels.ravel()].mean())
+    if logarithmic:
+        threshold, contrast = math.exp(threshold), math.exp(above - below)
+    else:
+        contrast = above / below if below > 0 else float("inf")
     two_kinds = separability >= least_separability and contrast >= least_contrast
     return NoiseForeground(pixels & two_kinds, threshold, separability, contrast, two_kinds)

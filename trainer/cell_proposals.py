@@ -43,7 +43,7 @@ class Proposal:
 
         Packed cells are seen by absorbed or scattered light, of which all have about the same.
         """
-        if self.criterion != "edges" or not self.labels.any():
+        if self.criterion not in ("edges", "noise") or not self.labels.any():
             return 0.5 * self.threshold
         return 0.4 * float(np.median(self.relief[self.labels > 0]))
 
@@ -72,16 +72,17 @@ def propose(image: Image, sign: float, criterion: str) -> Proposal:
     relief, contrast, smooth = contrast_maps(image, sign)
     threshold, level = li_threshold(relief), float("nan")
     if criterion == "contrast":
-        labels = _cells((relief > HALF_HEIGHT * contrast) & (relief > threshold))
+        labels = parted((relief > HALF_HEIGHT * contrast) & (relief > threshold))
     elif criterion == "intensity":
         level = li_threshold(smooth)
-        labels = _cells(smooth > level)
+        labels = parted(smooth > level)
     else:
         labels = _packed_cells(sign * image, relief, threshold)
     return Proposal(criterion, sign, labels, relief, smooth, threshold, level)
 
 
-def _cells(foreground: Mask) -> NDArray[np.int32]:
+def parted(foreground: Mask) -> NDArray[np.int32]:
+    """Return the pieces of a foreground (H, W), parted at their necks."""
     labels = watershed_labels(
         foreground, smoothing_px=REFERENCE_PX / 24, least_distance_px=0.3 * REFERENCE_PX, least_depth=0.01
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,9 @@ from oneframe.trainer.cell_proposals import CRITERIA, Proposal, least_area_px, p
 from oneframe.trainer.cell_scale import WorkingScale, likely_diameters, rescaled, working_scale
 from oneframe.trainer.cellulus_graph import CellGraph
 from oneframe.trainer.cellulus_network import CellulusNetwork, CellulusSettings, cell_loss
+from oneframe.trainer.cellulus_paper import pair_loss, sample_pairs
 from oneframe.trainer.loop import LoopSettings, Progress, fit, one_thread
+from oneframe.trainer.noise_proposals import noise_proposal
 
 _HEADSTART = 0.03
 """By which another criterion must be more plausible than the first; smaller differences are chance."""
@@ -99,7 +101,7 @@ def train_cellulus(
     Parameters
     ----------
     diameter_px, cells, foreground : optional
-        As for `read_cell_frame`.
+        As for `read_cell_frame`; the foreground also `noise`, as `noise_proposal` sees it.
     separate : str, optional
         `network` or `classical`, threshold and watershed; by default what the frame favours.
     on_frame : callable, optional
@@ -114,7 +116,12 @@ def train_cellulus(
     """
     if separate not in (None, "network", "classical"):
         raise ValueError(f"expected separate network or classical, got {separate!r}")
-    frame = read_cell_frame(image, diameter_px=diameter_px, cells=cells, foreground=foreground)
+    if foreground == "noise":
+        frame = read_cell_frame(image, diameter_px=diameter_px, cells=cells)
+        proposal = noise_proposal(frame.image, frame.sign, seed, on_progress=on_progress, cancel=cancel)
+        frame = replace(frame, criterion="noise", proposal=proposal)
+    else:
+        frame = read_cell_frame(image, diameter_px=diameter_px, cells=cells, foreground=foreground)
     if on_frame is not None:
         on_frame(frame)
     with one_thread():
@@ -237,11 +244,18 @@ def _one_round(
     margin = settings.margin_px
 
     def loss_of_part(part: int) -> torch.Tensor:
-        batch = composer.batch(settings.crops // _WORKERS, np.random.default_rng([*seed, part]))
+        rng = np.random.default_rng([*seed, part])
+        batch = composer.batch(settings.crops // _WORKERS, rng)
         with torch.no_grad():
             seen, _ = contrast.normalised(batch.images, batch.floors)
         told = network(seen)[..., margin:-margin, margin:-margin]
-        return cell_loss(told, batch.labelled, batch.offsets, batch.known, settings.offset_weight)
+        loss = cell_loss(told, batch.labelled, batch.offsets, batch.known, settings.offset_weight)
+        if settings.pair_weight:
+            height, width = told.shape[-2:]
+            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+            pairs = sample_pairs(height, width, settings.kappa_px, settings.pair_density, generator)
+            loss = loss + settings.pair_weight * pair_loss(told[:, 1:], *pairs, settings.tau_px2, 0.0)
+        return loss
 
     schedule = LoopSettings(n_steps, settings.learning_rate)
     return fit(network, loss_of_part, schedule, on_progress=on_progress, cancel=cancel, workers=_WORKERS)
@@ -339,7 +353,7 @@ def _completed(
             "advice_sentence": sentence,
         },
     )
-    return TrainedModel(graph, card, _example(image, found), input_shape=image.shape)
+    return TrainedModel(graph, card, example_of(image, found), input_shape=image.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -419,7 +433,7 @@ def detect(graph: CellGraph, image: NDArray[Any], how: Separation, threshold: fl
     return cells_of({name: value.numpy() for name, value in zip(graph.maps, values, strict=True)}, image, how)
 
 
-def _example(image: NDArray[Any], found: Detections) -> NDArray[Any]:
+def example_of(image: NDArray[Any], found: Detections) -> NDArray[Any]:
     """Return the part of the frame that shows most cells."""
     height, width = image.shape
     side_y, side_x = min(height, _EXAMPLE_PX), min(width, _EXAMPLE_PX)

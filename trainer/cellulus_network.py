@@ -44,10 +44,12 @@ class CellulusSettings:
     """Largest standard deviation of blur added in training, as by a drift of the focus."""
     offset_weight: float = 0.1
     """Of the distance between an offset's end and the cell's centre, per px, beside the cross entropy."""
-    pair_weight: float = 0.0
+    pair_weight: float = 0.3
     """Of the paper's loss on pairs of near pixels."""
     kappa_px: float = 10.0
     """Pairs are nearer than this."""
+    pair_density: float = 0.02
+    """Share of the pixels, and of the discs around them, that become pairs."""
     tau_px2: float = 10.0
     rounds: int = 1
     """The frame's cells are proposed by its contrast; after each round but the last the network proposes them anew."""

@@ -7,11 +7,15 @@ Written from its equations; no code of its authors is used.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from oneframe.trainer.loop import LoopSettings, Progress, fit
 
 CONTEXT_PX = 8
 """What an offset knows of the image around its pixel; one more on the right and below, by the grid of the pooling."""
@@ -58,6 +62,10 @@ class PaperSettings:
     """Of mean shift, cell diameters."""
     sample: float = 0.1
     """Share of the foreground that mean shift starts from."""
+    grow_px: float = 3.0
+    """Gaps between cells are closed that are twice as wide; at the reference scale, as all lengths here."""
+    shrink_px: float = 6.0
+    """Then what lies nearer to the outside goes."""
     least_area: float = 0.1
     """Smaller cells go; share of a disc of the cell diameter."""
 
@@ -80,9 +88,17 @@ class PaperSettings:
                 f"{self.scale}, {self.jitter_px:g}, {self.rotation_rad:g} and {self.regulariser:g}"
             )
 
-    def learning_rate_at(self, step: int) -> float:
-        """Return the rate of a step, 0 .. n_steps - 1."""
-        return self.learning_rate * 0.1 ** sum(step >= share * self.n_steps for share in self.drops)
+    @property
+    def workers(self) -> int:
+        """Two where the crops of a step can be shared out."""
+        return 2 if self.crops % 2 == 0 else 1
+
+    @property
+    def schedule(self) -> LoopSettings:
+        """As published: the rate constant but for `drops`, gradients as they are, the last weights."""
+        return LoopSettings(
+            self.n_steps, self.learning_rate, one_cycle=False, drops=self.drops, clip_norm=math.inf, averaging=0.0
+        )
 
 
 class PaperNetwork(nn.Module):
@@ -118,11 +134,11 @@ class PaperNetwork(nn.Module):
         offsets: Tensor = self.head(self.joint(torch.cat([inner, coarse], 1)))
         return offsets
 
-    def whole(self, image: Tensor) -> Tensor:
-        """Return offsets (B, 2, H, W) of normalised images (B, C, H, W), H and W 10 or more, odd or even."""
+    def whole(self, image: Tensor, mode: str = "reflect") -> Tensor:
+        """Return offsets (B, 2, H, W) of normalised images (B, C, H, W), odd or even; to be reflected 10 px or more."""
         height, width = image.shape[-2:]
         # even sizes get a row and a column too many, odd ones just what the pooling wants: no size is asked for
-        padded = F.pad(image, (CONTEXT_PX, CONTEXT_PX + 1, CONTEXT_PX, CONTEXT_PX + 1), mode="reflect")
+        padded = F.pad(image, (CONTEXT_PX, CONTEXT_PX + 1, CONTEXT_PX, CONTEXT_PX + 1), mode=mode)
         return self.forward(padded)[..., :height, :width]
 
 
@@ -269,3 +285,50 @@ def pair_loss(offsets: Tensor, anchors: Tensor, references: Tensor, tau: float, 
     y, x = offset.unbind(1)
     length = (y.square() + x.square() + 1e-12).sqrt()
     return 1 - torch.exp((dy.square() + dx.square()) * (-1 / tau)).mean() + regulariser * length.mean()
+
+
+def trained_offsets(
+    image: Tensor,
+    settings: PaperSettings,
+    schedule: LoopSettings,
+    seed: int,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+    note: Callable[[], str] = str,
+) -> PaperNetwork:
+    """Return a network that has learned the offsets of one image (C, H, W), normalised, by its pairs.
+
+    Parameters
+    ----------
+    schedule : LoopSettings
+        `settings.schedule` as published.
+    on_progress, cancel, note : optional
+        As for `fit`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = PaperNetwork(settings.features, len(image))
+    return fit(
+        network,
+        pair_losses(network, image, settings, seed),
+        schedule,
+        on_progress=on_progress,
+        cancel=cancel,
+        note=note,
+        workers=settings.workers,
+    )
+
+
+def pair_losses(network: nn.Module, image: Tensor, settings: PaperSettings, seed: int) -> Callable[[int], Tensor]:
+    """Return the loss of each part of a step, as `fit` asks for it: on crops and pairs of its own."""
+    own = replace(settings, crops=settings.crops // settings.workers)
+
+    def loss_of_part(part: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed + 1_000_003 * (part + 1))
+        offsets = network(draw_crops(image, own, generator))
+        height, width = offsets.shape[-2:]
+        anchors, references = sample_pairs(height, width, own.kappa_px, own.density, generator)
+        return pair_loss(offsets, anchors, references, own.tau, own.regulariser)
+
+    return loss_of_part

@@ -33,7 +33,9 @@ class LoopSettings:
     n_steps: int
     peak_learning_rate: float = 3e-3
     one_cycle: bool = True
-    """The learning rate rises and falls; otherwise it is constant."""
+    """The learning rate rises and falls; otherwise it is constant but for `drops`."""
+    drops: tuple[float, ...] = ()
+    """Shares of the steps after which a rate that is no cycle falls tenfold."""
     warm_up: float = 0.15
     """Share of the steps in which the learning rate rises; then it falls as a cosine to 0."""
     clip_norm: float = 1.0
@@ -75,7 +77,7 @@ def one_thread() -> Iterator[None]:
 def learning_rate_factor(step: int, settings: LoopSettings) -> float:
     """Return the learning rate of a step over its peak."""
     if not settings.one_cycle:
-        return 1.0
+        return 0.1 ** sum(step >= share * settings.n_steps for share in settings.drops)
     position = (step + 0.5) / settings.n_steps
     if position < settings.warm_up:
         return position / settings.warm_up
@@ -139,7 +141,8 @@ def fit(
             if on_progress is not None and (now_s - last_report_s > 0.25 or step + 1 == settings.n_steps):
                 last_report_s = now_s
                 left = settings.n_steps - step - 1
-                eta_s = (now_s - start_s) / (step + 1) * left if step >= 20 or not left else math.nan
+                known = step >= 20 or not left or now_s - start_s > 10
+                eta_s = (now_s - start_s) / (step + 1) * left if known else math.nan
                 on_progress(Progress(step + 1, settings.n_steps, float(loss.detach()), eta_s, attempt, note()))
     return averaged
 

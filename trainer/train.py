@@ -21,6 +21,8 @@ from oneframe.trainer.annotations import Annotations
 from oneframe.trainer.boxes import box_warnings, propose_box
 from oneframe.trainer.cellulus import KNOWN_OF_CELLS, CellFrame, train_cellulus
 from oneframe.trainer.cellulus_network import CellulusSettings
+from oneframe.trainer.cellulus_paper import PaperSettings
+from oneframe.trainer.cellulus_paper_training import KNOWN_OF_PAPER, PaperFrame, train_cellulus_paper
 from oneframe.trainer.crops import Box
 from oneframe.trainer.emitter_frame import EmitterFrame
 from oneframe.trainer.hologram import train_hologram
@@ -32,11 +34,13 @@ from oneframe.trainer.shot import KNOWN_OF_FRAME, train_shot
 from oneframe.trainer.shot_network import ShotSettings
 from oneframe.trainer.supported_cells import train_supported_cells
 
-Settings = TypeVar("Settings", ShotSettings, CellulusSettings)
+Settings = TypeVar("Settings", ShotSettings, CellulusSettings, PaperSettings)
 
 METHODS = ("lodestar", "shot", "cellulus")
 _OF_WHOLE_FRAME = ("shot", "cellulus")
 
+
+OnFrame = Callable[[EmitterFrame], None] | Callable[[CellFrame], None] | Callable[[PaperFrame], None]
 
 Boxes = Box | tuple[int, int, int, int] | Sequence[Box | tuple[int, int, int, int]]
 """One box or several; a tuple is x, y, width, height."""
@@ -56,7 +60,7 @@ def train(
     background: str | None = None,
     psf: GaussianPsf | None = None,
     annotations: Annotations | None = None,
-    on_frame: Callable[[EmitterFrame], None] | Callable[[CellFrame], None] | None = None,
+    on_frame: OnFrame | None = None,
     source: str = "",
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
@@ -98,7 +102,8 @@ def train(
         Name of the file the frame came from; goes into the card.
     **changed
         Other settings of the method by name, see `LodestarSettings`, `HologramTraining` for holograms, `ShotSettings`,
-        `CellulusSettings`; also what `read_emitter_frame` and `read_cell_frame` need not read off the frame.
+        `CellulusSettings`, `PaperSettings` for cells with the preset `paper`; also what `read_emitter_frame` and
+        `read_cell_frame` need not read off the frame.
 
     Raises
     ------
@@ -126,10 +131,14 @@ def train(
                 raise ValueError(
                     f"expected no {name} with {method}, got one; it learns from the whole frame: leave it out"
                 )
-        if preset != "default":
+        if preset != "default" and method == "shot":
             raise ValueError(f"expected the default preset for {method}, got {preset!r}; leave it out")
-        whole = _train_shot if method == "shot" else _train_cellulus
-        more = {"psf": psf} if method == "shot" else {"annotations": annotations}
+        whole = _train_shot if method == "shot" else _train_cellulus if preset == "default" else _train_paper
+        more: dict[str, Any] = {"psf": psf} if method == "shot" else {"annotations": annotations}
+        if preset == "paper":
+            if annotations is not None:
+                raise ValueError("expected no annotations with the preset paper, got some; leave one of them out")
+            more = {}
         trained = whole(
             image, changed, pixel_size_um=pixel_size_um, seed=seed, on_frame=on_frame, on_progress=on_progress,
             cancel=cancel, **more,
@@ -197,6 +206,13 @@ def _train_cellulus(
     if annotations is not None:
         return train_supported_cells(image, annotations, settings=settings, **known, **how)
     return train_cellulus(image, settings=settings, **known, **how)
+
+
+def _train_paper(image: NDArray[Any], changed: dict[str, Any], **how: Any) -> TrainedModel:
+    """Train on the cells of a frame as published."""
+    _check_image(image)
+    settings, known = _settings_of(PaperSettings(), changed, KNOWN_OF_PAPER)
+    return train_cellulus_paper(image, settings=settings, **known, **how)
 
 
 def _settings_of(default: Settings, changed: dict[str, Any], known: frozenset[str]) -> tuple[Settings, dict[str, Any]]:

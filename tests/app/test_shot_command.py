@@ -10,8 +10,9 @@ import tifffile
 
 from oneframe.acquisition import open_source
 from oneframe.app.console import CommandError
-from oneframe.app.emitters import check_options, quality_lines, read_frames, training_of
+from oneframe.app.emitters import quality_lines, read_frames, training_of
 from oneframe.app.main import main, parse
+from oneframe.app.models import check_options
 
 SHOT = ["--method", "shot"]
 

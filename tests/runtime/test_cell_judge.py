@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from oneframe.acquisition import open_source
+from oneframe.acquisition.cells import CellMovie, CellScene
 from oneframe.runtime.cell_judge import agreement, plausibility
 from oneframe.runtime.vote_clustering import consecutive
 
@@ -115,6 +116,19 @@ def test_a_known_diameter_speaks_against_cells_of_another_size(scene):
     guessed, known, wrong = (
         plausibility(labels, image, diameter_px=size, diameter_known=is_known).score
         for size, is_known in ((diameter_px, False), (diameter_px, True), (2.5 * diameter_px, True))
+    )
+    assert wrong < 0.6 * known < known <= guessed < 1.1 * known
+
+
+def test_of_rods_the_width_is_their_diameter():
+    scene = CellScene.of("phase", seed=2, width=256, height=256, n=14)
+    movie = CellMovie(scene)
+    labels, image = movie.truth().labels, movie.expose()
+    width_px = 2 * scene.rod_radius_px
+    guessed, known, wrong = (
+        plausibility(labels, image, diameter_px=width_px, diameter_known=False).score,
+        plausibility(labels, image, diameter_px=width_px, diameter_known=True).score,
+        plausibility(labels, image, diameter_px=width_px / 2.5, diameter_known=True).score,
     )
     assert wrong < 0.6 * known < known <= guessed < 1.1 * known
 

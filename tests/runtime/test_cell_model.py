@@ -59,7 +59,7 @@ def test_no_foreground_is_no_cells():
 def test_a_damaged_card_is_refused():
     with pytest.raises(ValueError, match="separation is damaged: expected by, least_area_px"):
         Separation.from_card({"by": "votes", "radius": 3})
-    with pytest.raises(ValueError, match="separated by votes or watershed, got 'luck'"):
+    with pytest.raises(ValueError, match="separated by votes, watershed, stars or mean-shift, got 'luck'"):
         Separation("luck", 3.0)
 
 

@@ -67,6 +67,20 @@ def test_thirty_two_passes_and_the_generator_alone_decides():
     assert not np.array_equal(first[1], other[1])
 
 
+def test_a_grain_is_disturbed_as_one():
+    seen = []
+
+    def embed(disturbed):
+        seen.append(disturbed.copy())
+        return np.stack([disturbed, disturbed])
+
+    noise_passes(embed, np.zeros((31, 50), np.float32), rng=np.random.default_rng(0), n_passes=8, share=0.1, grain_px=3)
+    changed = np.stack(seen) > 0
+    whole = changed[:, :30, :48].reshape(-1, 10, 3, 16, 3)
+    assert np.array_equal(whole.any((2, 4)), whole.all((2, 4)))
+    assert changed.mean() == pytest.approx(0.1, rel=0.2)
+
+
 def test_large_offsets_hide_no_small_spread():
     def embed(disturbed):
         return np.stack([1e4 + 1e-3 * disturbed.astype(np.float64)] * 2)

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from oneframe.trainer.cellulus_paper import PaperNetwork, PaperSettings, draw_crops, pair_loss, sample_pairs
+from oneframe.trainer.cellulus_paper import (
+    PaperNetwork,
+    PaperSettings,
+    draw_crops,
+    pair_loss,
+    sample_pairs,
+    trained_offsets,
+)
+from oneframe.trainer.loop import LoopSettings, learning_rate_factor
 
 TAU, REGULARISER = 10.0, 1e-5
 
@@ -238,10 +246,31 @@ def test_empty_crops_are_drawn_again_and_small_frames_are_reflected():
     assert torch.equal(crops, draw_crops(small, replace(STILL, crops=2), generator()))
 
 
+@pytest.mark.parametrize("crops", [2, 1])
+def test_same_seed_same_offsets_and_the_published_schedule_keeps_the_last_weights(crops):
+    image = torch.rand(1, 70, 60, generator=generator())
+    settings = PaperSettings(features=4, crops=crops, crop_px=44, kappa_px=5, n_steps=3)
+    losses = []
+
+    def trained(seed, schedule=settings.schedule):
+        unet = trained_offsets(image, settings, schedule, seed, on_progress=lambda told: losses.append(told.loss))
+        return torch.cat([each.detach().flatten() for each in unet.parameters()])
+
+    first = trained(0)
+    assert torch.equal(first, trained(0))
+    assert not torch.equal(first, trained(1))
+    assert 0.5 < losses[0] < 1
+    longest = (first - trained(0, LoopSettings(1, 1e-12))).abs().max()
+    assert 2 * 4e-5 < longest < 3.01 * 4e-5  # three steps of Adam, of which no averaging takes any
+
+
 def test_the_rate_falls_where_it_is_told_to():
-    assert PaperSettings().learning_rate_at(99_999) == 4e-5
+    def rate(step, settings):
+        return settings.learning_rate * learning_rate_factor(step, settings.schedule)
+
+    assert rate(99_999, PaperSettings()) == 4e-5
     stepped = PaperSettings(n_steps=50, drops=(0.4, 0.6))
-    rates = [stepped.learning_rate_at(step) for step in (0, 19, 20, 29, 30, 49)]
+    rates = [rate(step, stepped) for step in (0, 19, 20, 29, 30, 49)]
     np.testing.assert_allclose(rates, [4e-5, 4e-5, 4e-6, 4e-6, 4e-7, 4e-7])
 
 
