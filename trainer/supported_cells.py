@@ -94,9 +94,16 @@ def train_supported_cells(
     first, second = _both(settings.n_steps, of_stars.n_steps, on_progress)
     known = _told(image, annotations.labels, {"diameter_px": diameter_px, "cells": cells, "foreground": foreground})
     alone = train_cellulus(
-        image, **known, separate=None if separate == "stars" else separate, pixel_size_um=pixel_size_um, seed=seed, settings=settings, on_frame=on_frame,
-        on_progress=first, cancel=cancel,
-    )  # fmt: skip
+        image,
+        **known,
+        separate=None if separate == "stars" else separate,
+        pixel_size_um=pixel_size_um,
+        seed=seed,
+        settings=settings,
+        on_frame=on_frame,
+        on_progress=first,
+        cancel=cancel,
+    )
     pseudo = _cells(alone, image)
     labels = annotations.on(pseudo)
     if not isinstance(alone.graph, CellGraph):
@@ -127,7 +134,8 @@ def train_supported_cells(
     supported = replace(alone, graph=graph, card=card)
     found = _cells(supported, image)
     gain = agreement_of(found, labels) - agreement_of(pseudo, labels)
-    if separate != "stars" and gain < _GAIN and not (labels[pseudo > 0] < 0).any():
+    denied = bool((labels[pseudo > 0] < 0).any())
+    if separate != "stars" and not gain >= _GAIN and not denied:  # without annotated cells it is NaN
         return replace(alone, card=replace(alone.card, quality=_quality(alone, found, pseudo, labels, kept=False)))
     return replace(supported, card=replace(card, quality=_quality(alone, found, pseudo, labels, kept=True)))
 
