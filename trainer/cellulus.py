@@ -42,6 +42,8 @@ FLOOR = 0.5
 """Noise floor of the contrast over the threshold on the relief."""
 _ALIKE = 0.05
 """Differences of plausibility below this are chance."""
+_CRUMB = 0.25
+"""Of the median area of rods: what is smaller is none."""
 _ABOVE_NOISE = 4.0
 """Median relief of the cells over the noise of the smoothed frame; frames without cells come to 2."""
 _LARGEST = 12.0
@@ -304,6 +306,15 @@ def separation(diameter_px: float, settings: CellulusSettings, by: str = "votes"
     )
 
 
+def _separation(frame: CellFrame, settings: CellulusSettings, by: str) -> Separation:
+    """Return how the frame's cells are made of maps at the camera's scale."""
+    how = separation(REFERENCE_PX / frame.scale.factor, settings, by)
+    if by == "necks":  # the diameter is the width of a rod, which says little of its area
+        area = np.bincount(frame.proposal.labels.ravel())[1:]
+        how = replace(how, least_area_px=_CRUMB * float(np.median(area)) / frame.scale.factor**2)
+    return how
+
+
 def _completed(
     image: NDArray[Any],
     frame: CellFrame,
@@ -314,12 +325,11 @@ def _completed(
     pixel_size_um: float | None,
 ) -> TrainedModel:
     """Judge the network beside the classical pipeline, choose one of them and sign the card."""
-    diameter_px = REFERENCE_PX / frame.scale.factor
     kinds = {"classical": (_graph(frame, None), "watershed")}
     if network is not None:
         kinds["network"] = (_graph(frame, network), "necks" if frame.criterion == "edges" else "votes")
     verdicts = {
-        name: _judged(image, graph, separation(diameter_px, settings, by), frame, seed)
+        name: _judged(image, graph, _separation(frame, settings, by), frame, seed)
         for name, (graph, by) in kinds.items()
     }
     favoured = "classical"
@@ -327,7 +337,7 @@ def _completed(
         favoured = "network"
     chosen = separate or favoured
     graph, by = kinds[chosen]
-    how = separation(diameter_px, settings, by)
+    how = _separation(frame, settings, by)
     found = verdicts[chosen].found
     advice, sentence = _advice(verdicts, chosen, favoured)
     card = ModelCard(
