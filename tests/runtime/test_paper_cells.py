@@ -80,5 +80,5 @@ def test_where_nothing_is_steadier_it_is_said_why_there_are_no_cells():
 
 def test_the_card_keeps_it_all():
     assert Separation.from_card(json.loads(json.dumps(HOW.to_card()))) == HOW
-    with pytest.raises(ValueError, match="votes, watershed or mean-shift, got 'magic'"):
+    with pytest.raises(ValueError, match="votes, watershed, stars or mean-shift, got 'magic'"):
         replace(HOW, by="magic")
