@@ -71,9 +71,9 @@ def test_a_run_without_label_images_makes_no_folder(run, tmp_path, capsys):
     assert not (tmp_path / "01_RES").exists()
 
 
-@pytest.mark.parametrize(("method", "linker"), [("cellulus", CellLinker), ("lodestar", FrameLinker)])
-def test_the_model_decides_who_links(method, linker):
-    card = ModelCard(method, "uint16", 1, ("y_px", "x_px", "score"), 0.5, 12.0)
+@pytest.mark.parametrize(("maps", "linker"), [(("foreground",), CellLinker), ((), FrameLinker)])
+def test_the_model_decides_who_links(maps, linker):
+    card = ModelCard("cellulus" if maps else "lodestar", "uint16", 1, ("y_px", "x_px", "score"), 0.5, 12.0, maps=maps)
     chosen = linker_for(SimpleNamespace(card=card), LinkSettings(18.0, max_gap_frames=2))
     assert type(chosen) is linker
     assert chosen.settings.max_gap_frames == 2
