@@ -15,7 +15,7 @@ from oneframe.runtime.model import OnnxModel
 from oneframe.runtime.paper_cells import paper_cells
 from oneframe.runtime.star_polygons import star_labels
 from oneframe.runtime.vote_clustering import vote_labels
-from oneframe.runtime.watershed import watershed_labels
+from oneframe.runtime.watershed import LEAST_DEPTH, watershed_labels
 from oneframe.runtime.wrapped_model import WrappedModel
 
 Map = NDArray[np.float32]
@@ -38,7 +38,7 @@ class Separation:
     """watershed: of the distance map."""
     least_distance_px: float = 0.0
     """watershed: no two cells' middles are closer."""
-    least_depth: float = 0.01
+    least_depth: float = LEAST_DEPTH
     """watershed: how much narrower than the cell a neck is."""
     grid_px: float = 1.0
     """stars: from one value of the maps to the next, the first of which lies at `origin_px`."""

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from oneframe.runtime.otsu import otsu_splits, otsu_threshold
-
-__all__ = ["NoiseForeground", "noise_foreground", "noise_passes", "otsu_threshold"]
+from oneframe.runtime.otsu import otsu_splits
 
 LEAST_SEPARABILITY = 0.7
 """Otsu's eta of one Gaussian is 0.637, whatever its width; that of spreads over images of noise is 0.61 to 0.64."""

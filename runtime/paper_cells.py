@@ -13,10 +13,7 @@ from oneframe.runtime.cell_cleanup import shrink, size_filter
 from oneframe.runtime.cell_table import scored_table
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.mean_shift import mean_shift_labels
-from oneframe.runtime.noise_passes import (
-    noise_foreground,
-    noise_passes,
-)
+from oneframe.runtime.noise_passes import noise_foreground, noise_passes
 
 if TYPE_CHECKING:
     from oneframe.runtime.cell_model import Separation

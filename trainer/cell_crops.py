@@ -215,12 +215,12 @@ def _cutouts(relief: Image, labels: Labels) -> tuple[list[CellCutout], Mask]:
     area = np.bincount(labels.ravel(), minlength=n + 1)
     median = float(np.median(area[1:]))
     low, high = (share * median for share in _AREAS)
-    convexity = {label: area[label] / _hull_area(labels[box] == label) for label, box in _boxes(labels)}
+    boxes = _boxes(labels)
+    convexity = {label: area[label] / _hull_area(labels[box] == label) for label, box in boxes}
     usual = float(np.median(list(convexity.values()))) - _RAGGED
     kernel = np.ones((5, 5), np.uint8)
     found: list[tuple[int, CellCutout]] = []
-    for label, box in _boxes(labels):
-        mask = labels[box] == label
+    for label, box in boxes:
         least = min(usual, _CONVEX) if area[label] < _LARGE * median else min(usual + 2 * _RAGGED, _VERY_CONVEX)
         trusted[label] = low < area[label] < high and convexity[label] > least
         top, left = box[0].start, box[1].start

@@ -9,12 +9,16 @@ import torch
 from numpy.typing import NDArray
 
 from oneframe.runtime.cell_cleanup import size_filter
-from oneframe.runtime.watershed import watershed_labels
+from oneframe.runtime.watershed import LEAST_DEPTH, watershed_labels
 from oneframe.trainer.cell_contrast import HALF_HEIGHT, REACH_PX, REFERENCE_PX, STRIDE_PX, LocalContrast
 
 CRITERIA = ("contrast", "intensity", "edges")
 """contrast: above the half height between background and top near by; intensity: above one threshold for the frame;
 edges: darker or brighter than a narrow neighbourhood, for cells packed side by side."""
+SMOOTHING, LEAST_DISTANCE = 1 / 24, 0.3
+"""Of the watershed, in cell diameters: of the distance map, and between the middles of two cells."""
+PACKED_DEPTH = 0.45
+"""How much narrower than the cell a neck must be to part two rods."""
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -30,12 +34,10 @@ class Proposal:
     """(H, W)"""
     relief: Image
     """(H, W), counts above the local background; of dark cells below it."""
-    smooth: Image
-    """(H, W), the blurred frame, times `sign`."""
     threshold: float
     """Least relief of the foreground, counts."""
     level: float
-    """Of intensity: the threshold on `smooth`; else NaN."""
+    """Of intensity: the threshold on the smoothed frame times `sign`; else NaN."""
 
     @property
     def least_relief(self) -> float:
@@ -78,13 +80,16 @@ def propose(image: Image, sign: float, criterion: str) -> Proposal:
         labels = parted(smooth > level)
     else:
         labels = _packed_cells(sign * image, relief, threshold)
-    return Proposal(criterion, sign, labels, relief, smooth, threshold, level)
+    return Proposal(criterion, sign, labels, relief, threshold, level)
 
 
-def parted(foreground: Mask) -> NDArray[np.int32]:
+def parted(foreground: Mask, least_depth: float = LEAST_DEPTH) -> NDArray[np.int32]:
     """Return the pieces of a foreground (H, W), parted at their necks."""
     labels = watershed_labels(
-        foreground, smoothing_px=REFERENCE_PX / 24, least_distance_px=0.3 * REFERENCE_PX, least_depth=0.01
+        foreground,
+        smoothing_px=SMOOTHING * REFERENCE_PX,
+        least_distance_px=LEAST_DISTANCE * REFERENCE_PX,
+        least_depth=least_depth,
     )
     return size_filter(labels, least_area_px())
 
@@ -97,10 +102,7 @@ def _packed_cells(bright: Image, relief: Image, threshold: float) -> NDArray[np.
     narrow, wide = (cv2.GaussianBlur(bright, (0, 0), REFERENCE_PX / part) for part in (16, 4))
     ridge = np.asarray(narrow - wide, np.float32)
     core = (ridge > 0.1 * np.percentile(ridge[ridge > 0], 99)) & (relief > 0.5 * threshold)
-    labels = watershed_labels(
-        core, smoothing_px=REFERENCE_PX / 24, least_distance_px=0.3 * REFERENCE_PX, least_depth=0.45
-    )
-    labels = size_filter(labels, least_area_px())
+    labels = parted(core, PACKED_DEPTH)
     area = np.bincount(labels.ravel())
     light = np.bincount(labels.ravel(), relief.ravel()) / np.maximum(area, 1)
     labels = np.where(light[labels] > threshold, labels, 0).astype(np.int32)

@@ -24,9 +24,18 @@ from oneframe.runtime.cell_judge import Agreement, agreement, noise_sigma, plaus
 from oneframe.runtime.cell_model import Separation, cells_of
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.vote_clustering import consecutive
+from oneframe.runtime.watershed import LEAST_DEPTH
 from oneframe.trainer.cell_contrast import REFERENCE_PX, LocalContrast
 from oneframe.trainer.cell_crops import CellComposer
-from oneframe.trainer.cell_proposals import CRITERIA, Proposal, least_area_px, propose
+from oneframe.trainer.cell_proposals import (
+    CRITERIA,
+    LEAST_DISTANCE,
+    PACKED_DEPTH,
+    SMOOTHING,
+    Proposal,
+    least_area_px,
+    propose,
+)
 from oneframe.trainer.cell_scale import WorkingScale, likely_diameters, rescaled, working_scale
 from oneframe.trainer.cellulus_graph import CellGraph
 from oneframe.trainer.cellulus_network import CellulusNetwork, CellulusSettings, cell_loss
@@ -36,8 +45,6 @@ from oneframe.trainer.noise_proposals import noise_proposal
 
 _HEADSTART = 0.03
 """By which another criterion must be more plausible than the first; smaller differences are chance."""
-PACKED_DEPTH = 0.45
-"""How much narrower than the cell a neck must be to part two rods."""
 FLOOR = 0.5
 """Noise floor of the contrast over the threshold on the relief."""
 _ALIKE = 0.05
@@ -216,37 +223,17 @@ def trained_network(
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> CellulusNetwork:
-    """Return a network trained on crops composed of the frame's cells, which it proposes anew after each round."""
+    """Return a network trained on crops composed of the cells that the frame's contrast proposes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = CellulusNetwork(settings.channels)
-    labels = frame.proposal.labels
-    for k in range(settings.rounds):
-        n_steps = settings.n_steps * (k + 1) // settings.rounds - settings.n_steps * k // settings.rounds
-        network = _one_round(network, frame, labels, settings, (seed, k), n_steps, on_progress, cancel)
-        if k + 1 < settings.rounds:
-            labels = _proposed_by(network, frame, settings)
-    return network
-
-
-def _one_round(
-    network: CellulusNetwork,
-    frame: CellFrame,
-    labels: NDArray[np.int32],
-    settings: CellulusSettings,
-    seed: tuple[int, int],
-    n_steps: int,
-    on_progress: Callable[[Progress], None] | None,
-    cancel: threading.Event | None,
-) -> CellulusNetwork:
-    """Return the network trained further on crops composed of these labels (h, w)."""
     floor = FLOOR * frame.proposal.threshold
-    composer = CellComposer(frame.image, frame.proposal.relief, frame.sign, labels, floor, settings)
+    composer = CellComposer(frame.image, frame.proposal.relief, frame.sign, frame.proposal.labels, floor, settings)
     contrast = LocalContrast(frame.sign)
     margin = settings.margin_px
 
     def loss_of_part(part: int) -> torch.Tensor:
-        rng = np.random.default_rng([*seed, part])
+        rng = np.random.default_rng([seed, 0, part])
         batch = composer.batch(settings.crops // _WORKERS, rng)
         with torch.no_grad():
             seen, _ = contrast.normalised(batch.images, batch.floors)
@@ -259,7 +246,7 @@ def _one_round(
             loss = loss + settings.pair_weight * pair_loss(told[:, 1:], *pairs, settings.tau_px2, 0.0)
         return loss
 
-    schedule = LoopSettings(n_steps, settings.learning_rate)
+    schedule = LoopSettings(settings.n_steps, settings.learning_rate)
     return fit(network, loss_of_part, schedule, on_progress=on_progress, cancel=cancel, workers=_WORKERS)
 
 
@@ -277,16 +264,6 @@ def _graph(frame: CellFrame, network: CellulusNetwork | None) -> CellGraph:
     ).eval()
 
 
-@torch.no_grad()
-def _proposed_by(network: CellulusNetwork, frame: CellFrame, settings: CellulusSettings) -> NDArray[np.int32]:
-    """Return the cells (h, w) that a network sees in the frame, at the working scale."""
-    told = _graph(frame, network).told(torch.from_numpy(frame.image)[None, None])[0].numpy()
-    likely = 1 / (1 + np.exp(-told[0]))
-    maps = {"foreground": np.where(likely >= 0.5, likely, 0), "offset_y_px": told[1], "offset_x_px": told[2]}
-    labels = cells_of(maps, frame.image, separation(REFERENCE_PX, settings)).labels
-    return frame.proposal.labels if labels is None else labels
-
-
 def separation(diameter_px: float, settings: CellulusSettings, by: str = "votes") -> Separation:
     """Return how maps become cells of this diameter, px of the maps."""
     area_px = math.pi * diameter_px**2 / 4
@@ -300,9 +277,9 @@ def separation(diameter_px: float, settings: CellulusSettings, by: str = "votes"
     return Separation(
         "watershed",
         settings.least_area * area_px,
-        smoothing_px=diameter_px / 24,
-        least_distance_px=0.3 * diameter_px,
-        least_depth=PACKED_DEPTH if by == "necks" else 0.01,
+        smoothing_px=SMOOTHING * diameter_px,
+        least_distance_px=LEAST_DISTANCE * diameter_px,
+        least_depth=PACKED_DEPTH if by == "necks" else LEAST_DEPTH,
     )
 
 

@@ -14,10 +14,10 @@ from oneframe.trainer.cellulus_network import MULTIPLE_PX, CellulusNetwork
 if TYPE_CHECKING:
     from oneframe.trainer.cell_scale import WorkingScale
 
-_STEEP = 20.0
+STEEP = 20.0
 """Logit per noise floor by which the relief exceeds the least one."""
 MARGIN_PX = 16
-"""A frame is reflected so far at its border, working pixels, as crops were at the frame's in training."""
+"""A frame's border pixels are repeated so far, working pixels, as those of crops were in training."""
 
 
 def to_working_scale(image: Tensor, scale: WorkingScale) -> Tensor:
@@ -42,6 +42,15 @@ def to_camera_scale(maps: Tensor, scale: WorkingScale, height: int, width: int) 
     # where the sizes do not divide, a row or column is missing: the last one stands in
     maps = F.pad(maps, (0, 3 * scale.pooling, 0, 3 * scale.pooling), mode="replicate")
     return maps[0, :, :height, :width]
+
+
+def with_margin(pixels: Tensor, multiple_px: int) -> Tensor:
+    """Return pixels (1, 1, h, w) with `MARGIN_PX` around, and as many more below and right as make (h, w) multiples."""
+    above = multiple_px - 1
+    # replicated, not reflected: a frame may be smaller than the margin
+    padded = F.pad(pixels, (MARGIN_PX, MARGIN_PX + above, MARGIN_PX, MARGIN_PX + above), mode="replicate")
+    height, width = ((side + above) // multiple_px * multiple_px + 2 * MARGIN_PX for side in pixels.shape[-2:])
+    return padded[..., :height, :width]
 
 
 class CellGraph(nn.Module):
@@ -99,19 +108,15 @@ class CellGraph(nn.Module):
     def told(self, pixels: Tensor) -> Tensor:
         """Return logit and offsets at the working scale, (1, C, h, w), for pixels (1, 1, h, w)."""
         height, width = pixels.shape[-2:]
-        before, after = MARGIN_PX, MARGIN_PX + MULTIPLE_PX - 1
-        # replicated, not reflected: a frame may be smaller than the margin
-        padded = F.pad(pixels, (before, after, before, after), mode="replicate")
-        whole = [(side + before + after) // MULTIPLE_PX * MULTIPLE_PX for side in (height, width)]
-        padded = padded[..., : whole[0], : whole[1]]
+        padded = with_margin(pixels, MULTIPLE_PX)
         if self.network is not None:
             seen, relief = self.contrast.normalised(padded, self.floor)
-            told = self.network(seen, _STEEP * (relief - self.least_relief) / self.floor)
+            told = self.network(seen, STEEP * (relief - self.least_relief) / self.floor)
         else:
             relief, contrast, smooth = self.contrast(padded)
             if self.level is not None:
                 told = (smooth - self.level) / self.floor
             else:
                 told = torch.minimum(relief - HALF_HEIGHT * contrast, relief - self.threshold) / self.floor
-        inner: Tensor = told[..., before : before + height, before : before + width]
+        inner: Tensor = told[..., MARGIN_PX : MARGIN_PX + height, MARGIN_PX : MARGIN_PX + width]
         return inner

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-REACH_PX = 48
-"""Pixels further away than this have no part in what the network says of a pixel."""
 MULTIPLE_PX = 4
 """Sides of the images must be multiples."""
 OUTPUTS = ("foreground", "offset_y", "offset_x")
@@ -51,15 +49,14 @@ class CellulusSettings:
     pair_density: float = 0.02
     """Share of the pixels, and of the discs around them, that become pairs."""
     tau_px2: float = 10.0
-    rounds: int = 1
-    """The frame's cells are proposed by its contrast; after each round but the last the network proposes them anew."""
+    """Of that loss: how far apart two ends may be and still attract each other."""
     bandwidth: float = 0.4
     """Of the vote clustering, cell diameters."""
     least_area: float = 0.1
     """Smaller cells go; share of a disc of the cell diameter."""
 
     def __post_init__(self) -> None:
-        for name, least in {"n_steps": 1, "crops": 1, "crop_px": 32, "margin_px": 8, "rounds": 1}.items():
+        for name, least in {"n_steps": 1, "crops": 1, "crop_px": 32, "margin_px": 8}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if self.crop_px % MULTIPLE_PX or self.margin_px % MULTIPLE_PX:

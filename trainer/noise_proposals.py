@@ -23,10 +23,9 @@ from oneframe.trainer.loop import LoopSettings, Progress, fit, one_thread
 Image = NDArray[np.float32]
 
 SETTINGS = PaperSettings(crops=4, crop_px=96, tau=30.0, noise_share=0.04)
-"""Differs from the paper: few and small crops and few steps, in which offsets are hardly learned; what tells cells from
-background is how strongly a bright spot changes them. On a part of one frame of nuclei a network that did learn (tau
-10, rate 1.5e-3, loss 0.90 to 0.81 in as long) told them worse: intersection over union 0.35, not 0.40 to 0.65; and 1 %
-of disturbed pixels told less than 4 %: 0.50, not 0.60. An untrained one has but one kind of pixels."""
+"""Differs from the paper: few and small crops, few steps, more disturbed pixels. Offsets are hardly learned in these;
+what tells cells from background is how strongly a bright spot changes them, which networks that learned for as long
+told worse in trials on a part of one frame. An untrained one has but one kind of pixels."""
 SCHEDULE = LoopSettings(200, 3e-3)
 _ATTEMPTS = 2
 """Networks that are tried, each from other weights."""
@@ -116,8 +115,8 @@ def noise_proposal(
         raise ValueError(
             "expected cells where offsets are steady under noise, got nothing of a cell's size; take another foreground"
         )
-    relief, _, smooth = contrast_maps(image, sign)
-    return Proposal("noise", sign, labels, relief, smooth, li_threshold(relief), float("nan"))
+    relief, _, _ = contrast_maps(image, sign)
+    return Proposal("noise", sign, labels, relief, li_threshold(relief), float("nan"))
 
 
 @torch.no_grad()

@@ -5,18 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oneframe.trainer.cell_contrast import LocalContrast
-from oneframe.trainer.cellulus_graph import MARGIN_PX, to_working_scale
+from oneframe.trainer.cellulus_graph import MARGIN_PX, STEEP, to_working_scale, with_margin
 from oneframe.trainer.supported import GRID_PX, MULTIPLE_PX, StarNetwork
 
 if TYPE_CHECKING:
     from oneframe.trainer.cell_scale import WorkingScale
-
-_STEEP = 20.0
-"""Of the logit over the relief in noise floors."""
 
 
 class StarGraph(nn.Module):
@@ -62,7 +58,7 @@ class StarGraph(nn.Module):
         height, width = pixels.shape[-2:]
         seen, relief = seen_of(pixels, self.contrast, self.floor)
         logit, rays = self.network.told_of(seen)
-        likely = torch.sigmoid(torch.minimum(logit, _STEEP * (relief - self.least_relief) / self.floor))
+        likely = torch.sigmoid(torch.minimum(logit, STEEP * (relief - self.least_relief) / self.floor))
         likely = torch.where(likely >= threshold, likely, torch.zeros_like(likely))
         inner = slice((height + 1) // GRID_PX), slice((width + 1) // GRID_PX)
         return likely[0, 0, *inner], rays[0, :, *inner] / self.scale.factor
@@ -74,9 +70,6 @@ def seen_of(pixels: Tensor, contrast: LocalContrast, floor: float) -> tuple[Tens
     Both as `LocalContrast.normalised`, on every second pixel and up to the next multiple of `MULTIPLE_PX`; what lies
     beyond (h, w) continues the last pixels.
     """
-    most, above = MULTIPLE_PX, MULTIPLE_PX - 1
-    padded = F.pad(pixels, (MARGIN_PX, MARGIN_PX + above, MARGIN_PX, MARGIN_PX + above), mode="replicate")
-    height, width = ((side + above) // most * most + 2 * MARGIN_PX for side in pixels.shape[-2:])
-    seen, relief = contrast.normalised(padded[..., :height, :width], floor)
+    seen, relief = contrast.normalised(with_margin(pixels, MULTIPLE_PX), floor)
     inner = slice(MARGIN_PX // GRID_PX, -MARGIN_PX // GRID_PX)
     return seen[..., inner, inner], relief[..., inner, inner]
