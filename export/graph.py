@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +23,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.optimizer import fold_constants
 from torch.export import Dim
 
-from oneframe.export.trained import TrainedModel
+from oneframe.export.trained import TrainedModel, by_torch
 from oneframe.runtime.card import METADATA_KEY, ModelCard
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.load import ready
@@ -128,7 +127,8 @@ def _quiet() -> Iterator[None]:
 
 def _checked(trained: TrainedModel, graph: OnnxModel) -> Detections:
     """Return what is expected of the example, after ONNX Runtime was seen to give what torch gives."""
-    card, values = trained.card, _in_torch(trained)
+    card = trained.card
+    values = by_torch(trained.graph, card.outputs, trained.example, card.threshold)
     if card.maps:
         found = graph.maps(trained.example)
         # in a pixel whose probability is that of the threshold, either is right
@@ -147,14 +147,6 @@ def _checked(trained: TrainedModel, graph: OnnxModel) -> Detections:
             f"{difference.n_found} within {difference.worst_px:.2g} px; please report this"
         )
     return expected
-
-
-@torch.no_grad()
-def _in_torch(trained: TrainedModel) -> dict[str, Any]:
-    """Return the outputs of the graph for the example, by torch."""
-    image = torch.from_numpy(np.ascontiguousarray(trained.example))
-    values = trained.graph(image, torch.tensor(trained.card.threshold, dtype=torch.float32))
-    return {name: value.numpy() for name, value in zip(trained.card.outputs, values, strict=True)}
 
 
 def _completed(trained: TrainedModel, model: Model) -> ModelCard:

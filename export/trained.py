@@ -6,10 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from oneframe.runtime.card import ModelCard
+
+
+@torch.no_grad()
+def by_torch(graph: nn.Module, names: tuple[str, ...], image: NDArray[Any], threshold: float) -> dict[str, Any]:
+    """Return the named outputs of a deployed graph for an image, camera pixels, as arrays."""
+    values = graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(threshold, dtype=torch.float32))
+    return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

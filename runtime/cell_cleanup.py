@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.runtime.otsu import otsu_splits
-from oneframe.runtime.vote_clustering import consecutive
+from oneframe.runtime.vote_clustering import consecutive, run_starts
 
 Labels = NDArray[np.int32]
 
@@ -165,9 +165,7 @@ def _runs(labels: Labels) -> tuple[Labels, NDArray[np.intp], NDArray[np.intp]]:
 
     width = labels.shape[1]
     flat = labels.ravel()
-    starts = np.empty(len(flat), bool)
-    starts[1:] = flat[1:] != flat[:-1]
-    starts[::width] = True
+    starts = run_starts(labels)
     begin = np.flatnonzero(starts)
     length = np.diff(begin, append=len(flat))
     run = np.repeat(np.arange(len(begin), dtype=np.int32), length)

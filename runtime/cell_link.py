@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.runtime.detections import Detections, Tracks
-from oneframe.runtime.link import Floats, Ints, assign, choose_links
+from oneframe.runtime.link import Floats, Ints, assign, choose_links, frames_elapsed
 from oneframe.runtime.segmentation_score import count_pairs
+from oneframe.runtime.vote_clustering import run_starts
 
 _WHOLE = 0.75
 """Area over that of a cell that was in pieces, from which on it is whole again."""
@@ -149,7 +150,7 @@ class CellLinker:
             If there are no labels or they do not fit the rows, their shape changes, or `index` does not grow; the
             linker then stays as it was.
         """
-        n_elapsed = self._elapsed(index)
+        n_elapsed = frames_elapsed(self._last_index, index)
         cells = _Cells.of(detections, index)
         if self._shape is not None and cells.shape != self._shape:
             raise ValueError(
@@ -215,16 +216,6 @@ class CellLinker:
             return moved
         tracks.position -= shift
         return overlaps
-
-    def _elapsed(self, index: int) -> int:
-        """Frames of the source since the last call."""
-        if self._last_index is None:
-            return 1
-        if index <= self._last_index:
-            raise ValueError(
-                f"frame indices must grow, got {index} after {self._last_index}; use a new linker for a new run"
-            )
-        return index - self._last_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,10 +286,7 @@ class _Runs:
         if not labels.size:
             return cls.none()
         flat, width = labels.ravel(), labels.shape[1]
-        begins = np.empty(len(flat), bool)
-        np.not_equal(flat[1:], flat[:-1], out=begins[1:])
-        begins[::width] = True
-        first = np.flatnonzero(begins)
+        first = np.flatnonzero(run_starts(labels))
         length = np.diff(first, append=len(flat))
         row = flat[first].astype(np.int64) - 1
         kept = row >= 0

@@ -107,7 +107,7 @@ class FrameLinker:
         ValueError
             If `index` does not grow or a position is not finite; the linker then stays as it was.
         """
-        n_elapsed = self._elapsed(index)
+        n_elapsed = frames_elapsed(self._last_index, index)
         points = np.column_stack((detections.y_px, detections.x_px)).astype(np.float64)  # (N, 2)
         if not np.isfinite(points).all():
             raise ValueError(f"positions must be finite, frame {index} has NaN or infinite ones; drop those rows first")
@@ -128,15 +128,20 @@ class FrameLinker:
         self._last_index = index
         return Tracks(detections, track_id)
 
-    def _elapsed(self, index: int) -> int:
-        """Frames of the source since the last call."""
-        if self._last_index is None:
-            return 1
-        if index <= self._last_index:
-            raise ValueError(
-                f"frame indices must grow, got {index} after {self._last_index}; use a new linker for a new run"
-            )
-        return index - self._last_index
+
+def frames_elapsed(last_index: int | None, index: int) -> int:
+    """Return the frames of the source since the last call of a linker, 1 before the first.
+
+    Raises
+    ------
+    ValueError
+        If the numbers do not grow.
+    """
+    if last_index is None:
+        return 1
+    if index <= last_index:
+        raise ValueError(f"frame indices must grow, got {index} after {last_index}; use a new linker for a new run")
+    return index - last_index
 
 
 @dataclass(slots=True)

@@ -103,6 +103,15 @@ def consecutive(labels: NDArray[Any]) -> NDArray[np.int32]:
     return np.asarray(number[labels])
 
 
+def run_starts(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return (H * W,), where a run of equal labels along a row begins, in a label image of one pixel or more."""
+    flat = labels.ravel()
+    starts = np.empty(len(flat), bool)
+    np.not_equal(flat[1:], flat[:-1], out=starts[1:])
+    starts[:: labels.shape[1]] = True
+    return starts
+
+
 def _kernel(sigma_px: float) -> tuple[int, int]:
     side = 2 * math.ceil(3 * sigma_px) + 1
     return side, side

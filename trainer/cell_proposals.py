@@ -69,18 +69,29 @@ def propose(image: Image, sign: float, criterion: str) -> Proposal:
     ValueError
         If the criterion is unknown.
     """
-    if criterion not in CRITERIA:
-        raise ValueError(f"expected a foreground among {', '.join(CRITERIA)}, got {criterion!r}")
+    return proposals(image, sign, (criterion,))[0]
+
+
+def proposals(image: Image, sign: float, criteria: tuple[str, ...]) -> list[Proposal]:
+    """Return the cells of a frame by each of several criteria; the contrast is looked at once. Raises as `propose`."""
+    unknown = [criterion for criterion in criteria if criterion not in CRITERIA]
+    if unknown:
+        raise ValueError(f"expected a foreground among {', '.join(CRITERIA)}, got {unknown[0]!r}")
     relief, contrast, smooth = contrast_maps(image, sign)
-    threshold, level = li_threshold(relief), float("nan")
-    if criterion == "contrast":
-        labels = parted((relief > HALF_HEIGHT * contrast) & (relief > threshold))
-    elif criterion == "intensity":
-        level = li_threshold(smooth)
-        labels = parted(smooth > level)
-    else:
-        labels = _packed_cells(sign * image, relief, threshold)
-    return Proposal(criterion, sign, labels, relief, threshold, level)
+    threshold = li_threshold(relief)
+
+    def proposed(criterion: str) -> Proposal:
+        level = float("nan")
+        if criterion == "contrast":
+            labels = parted((relief > HALF_HEIGHT * contrast) & (relief > threshold))
+        elif criterion == "intensity":
+            level = li_threshold(smooth)
+            labels = parted(smooth > level)
+        else:
+            labels = _packed_cells(sign * image, relief, threshold)
+        return Proposal(criterion, sign, labels, relief, threshold, level)
+
+    return [proposed(criterion) for criterion in criteria]
 
 
 def parted(foreground: Mask, least_depth: float = LEAST_DEPTH) -> NDArray[np.int32]:

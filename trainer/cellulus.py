@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oneframe.export.trained import TrainedModel
+from oneframe.export.trained import TrainedModel, by_torch
 from oneframe.runtime import cell_table
 from oneframe.runtime.card import ModelCard
 from oneframe.runtime.cell_judge import Agreement, agreement, noise_sigma, plausibility
@@ -34,7 +34,7 @@ from oneframe.trainer.cell_proposals import (
     SMOOTHING,
     Proposal,
     least_area_px,
-    propose,
+    proposals,
 )
 from oneframe.trainer.cell_scale import WorkingScale, likely_diameters, rescaled, working_scale
 from oneframe.trainer.cellulus_graph import CellGraph
@@ -164,10 +164,9 @@ def read_cell_frame(
     signs = {None: (1.0, -1.0), "bright": (1.0,), "dark": (-1.0,)}[cells]
     criteria = CRITERIA if foreground is None else (foreground,)
     sizes = {sign: [diameter_px] if diameter_px else likely_diameters(image, sign)[:1] for sign in signs}
-    frames = [
-        _proposed(image, sign, size, criterion) for sign in signs for size in sizes[sign] for criterion in criteria
-    ]
-    frames = [frame for frame in frames if _stands_out(frame, image)]
+    frames = [frame for sign in signs for size in sizes[sign] for frame in _proposed(image, sign, size, criteria)]
+    noise = noise_sigma(image.astype(np.float32))
+    frames = [frame for frame in frames if _stands_out(frame, noise)]
     if not frames:
         raise ValueError(
             "expected cells, got a frame in which nothing of a cell's size stands out; snap a frame with cells in "
@@ -190,21 +189,24 @@ def read_cell_frame(
     return frames[int(np.argmax(scores))]
 
 
-def _proposed(image: NDArray[Any], sign: float, diameter_px: float, criterion: str) -> CellFrame:
+def _proposed(image: NDArray[Any], sign: float, diameter_px: float, criteria: tuple[str, ...]) -> list[CellFrame]:
+    """Return the frame as each criterion reads it."""
     scale = working_scale(diameter_px)
     pixels = rescaled(image, scale)
-    return CellFrame(diameter_px, sign, criterion, scale, pixels, propose(pixels, sign, criterion))
+    return [
+        CellFrame(diameter_px, sign, each.criterion, scale, pixels, each) for each in proposals(pixels, sign, criteria)
+    ]
 
 
-def _stands_out(frame: CellFrame, image: NDArray[Any]) -> bool:
-    """Return whether the proposed cells are more than noise, and more than one slope across the frame."""
+def _stands_out(frame: CellFrame, noise: float) -> bool:
+    """Return whether the proposed cells are more than the frame's noise, and more than one slope across it."""
     labels, relief = frame.proposal.labels, frame.proposal.relief
     if not labels.any():
         return False
     area_px = np.median(np.bincount(labels.ravel())[1:])
     # what the blur of `LocalContrast` leaves of it
-    noise = noise_sigma(image.astype(np.float32)) / max(1.0, 2 * math.sqrt(math.pi) * frame.diameter_px / 20)
-    return bool(np.median(relief[labels > 0]) > _ABOVE_NOISE * noise and area_px < _LARGEST * least_area_px(1.0))
+    left = noise / max(1.0, 2 * math.sqrt(math.pi) * frame.diameter_px / 20)
+    return bool(np.median(relief[labels > 0]) > _ABOVE_NOISE * left and area_px < _LARGEST * least_area_px(1.0))
 
 
 def _at_camera_scale(labels: NDArray[np.int32], shape: tuple[int, ...]) -> NDArray[np.int32]:
@@ -367,12 +369,11 @@ class _Verdict:
 
 def _judged(image: NDArray[Any], graph: CellGraph, how: Separation, frame: CellFrame, seed: int) -> _Verdict:
     found = detect(graph, image, how)
-    labels = np.zeros(image.shape, np.int32) if found.labels is None else found.labels
+    labels = labels_of(found, image.shape)
     plain = image.astype(np.float32)
 
     def segment(changed: NDArray[np.float32]) -> NDArray[np.int32]:
-        cells = detect(graph, changed, how).labels
-        return labels if cells is None else cells
+        return labels_of(detect(graph, changed, how), changed.shape)
 
     return _Verdict(
         found,
@@ -413,11 +414,14 @@ def _advice(verdicts: dict[str, _Verdict], chosen: str, favoured: str) -> tuple[
     return "green", f"Ready: {n} cells, {100 * share:.0f} % of them found again when {_CHANGES[weakest]}. {what}."
 
 
-@torch.no_grad()
 def detect(graph: CellGraph, image: NDArray[Any], how: Separation, threshold: float = 0.5) -> Detections:
     """Return the cells that a graph finds in an image (H, W), by torch."""
-    values = graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(threshold))
-    return cells_of({name: value.numpy() for name, value in zip(graph.maps, values, strict=True)}, image, how)
+    return cells_of(by_torch(graph, graph.maps, image, threshold), image, how)
+
+
+def labels_of(found: Detections, shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Return the label image (H, W) of what was found."""
+    return np.zeros(shape, np.int32) if found.labels is None else found.labels
 
 
 def example_of(image: NDArray[Any], found: Detections) -> NDArray[Any]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from oneframe.export.trained import TrainedModel
+from oneframe.export.trained import TrainedModel, by_torch
 from oneframe.runtime import cell_table
 from oneframe.runtime.card import ModelCard
 from oneframe.runtime.cell_model import Separation
@@ -162,7 +162,6 @@ def paper_separation(scale: WorkingScale, low: float, high: float, settings: Pap
     )
 
 
-@torch.no_grad()
 def _completed(
     image: NDArray[Any],
     graph: PaperGraph,
@@ -173,12 +172,7 @@ def _completed(
 ) -> TrainedModel:
     """Sign the card."""
     how = paper_separation(graph.scale, graph.low, graph.high, settings)
-
-    def maps_of(pixels: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        values = graph(torch.from_numpy(np.ascontiguousarray(pixels)), torch.tensor(0.0))
-        return {name: value.numpy() for name, value in zip(graph.maps, values, strict=True)}
-
-    found = paper_cells(maps_of, image, how, 0.0)
+    found = paper_cells(lambda pixels: by_torch(graph, graph.maps, pixels, 0.0), image, how, 0.0)
     quality = {
         "read_off_frame": [
             f"cells: {diameter_px:.1f} px across (--diameter-px)",

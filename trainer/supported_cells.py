@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from oneframe.export.trained import TrainedModel
+from oneframe.export.trained import TrainedModel, by_torch
 from oneframe.runtime.cell_model import Separation, cells_of
 from oneframe.trainer.annotations import Annotations
 from oneframe.trainer.cell_proposals import CRITERIA
 from oneframe.trainer.cell_scale import WorkingScale, rescaled
-from oneframe.trainer.cellulus import CellFrame, read_cell_frame, train_cellulus
+from oneframe.trainer.cellulus import CellFrame, labels_of, read_cell_frame, train_cellulus
 from oneframe.trainer.cellulus_graph import CellGraph
 from oneframe.trainer.cellulus_network import CellulusSettings
 from oneframe.trainer.loop import Progress, one_thread
@@ -210,15 +210,12 @@ def _agreement(frame: CellFrame, drawn: Labels) -> float:
     return agreement_of(frame.proposal.labels, at_working_scale(drawn, frame.scale))
 
 
-@torch.no_grad()
 def _cells(trained: TrainedModel, image: NDArray[Any]) -> Labels:
     """Return the cells (H, W) that a model finds in its frame."""
     card = trained.card
     with one_thread():
-        values = trained.graph(torch.from_numpy(np.ascontiguousarray(image)), torch.tensor(card.threshold))
-    maps = {name: value.numpy() for name, value in zip(card.maps, values, strict=True)}
-    found = cells_of(maps, image, Separation.from_card(card.separation)).labels
-    return np.zeros(image.shape, np.int32) if found is None else found
+        maps = by_torch(trained.graph, card.maps, image, card.threshold)
+    return labels_of(cells_of(maps, image, Separation.from_card(card.separation)), image.shape)
 
 
 def least_relief(usual: float, relief: NDArray[np.float32], annotations: Labels) -> float:

@@ -131,18 +131,20 @@ def train(
                 raise ValueError(
                     f"expected no {name} with {method}, got one; it learns from the whole frame: leave it out"
                 )
-        if preset != "default" and method == "shot":
-            raise ValueError(f"expected the default preset for {method}, got {preset!r}; leave it out")
-        whole = _train_shot if method == "shot" else _train_cellulus if preset == "default" else _train_paper
-        more: dict[str, Any] = {"psf": psf} if method == "shot" else {"annotations": annotations}
-        if preset == "paper":
+        how: dict[str, Any] = {
+            "pixel_size_um": pixel_size_um, "seed": seed, "on_frame": on_frame, "on_progress": on_progress,
+            "cancel": cancel,
+        }  # fmt: skip
+        if method == "shot":
+            if preset != "default":
+                raise ValueError(f"expected the default preset for shot, got {preset!r}; leave it out")
+            trained = _train_shot(image, changed, psf=psf, **how)
+        elif preset == "default":
+            trained = _train_cellulus(image, changed, annotations=annotations, **how)
+        else:
             if annotations is not None:
                 raise ValueError("expected no annotations with the preset paper, got some; leave one of them out")
-            more = {}
-        trained = whole(
-            image, changed, pixel_size_um=pixel_size_um, seed=seed, on_frame=on_frame, on_progress=on_progress,
-            cancel=cancel, **more,
-        )  # fmt: skip
+            trained = _train_paper(image, changed, **how)
         snapped = image if image.ndim == 2 else image[-1]
         crop = _crop_record(snapped, [Box(0, 0, snapped.shape[1], snapped.shape[0])], source)
         return replace(trained, card=replace(trained.card, crop=crop))
