@@ -318,10 +318,11 @@ def _add_cells(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--diameter-px", type=_positive, metavar="D", help="of a cell, camera pixels")
     group.add_argument("--cells", choices=["bright", "dark"], help="against their surroundings")
     group.add_argument(
-        "--foreground", choices=["contrast", "intensity", "edges", "noise"],
+        "--foreground", choices=["contrast", "intensity", "edges", "smooth", "noise"],
         help="what tells cells from background. contrast: half the height above the background near by; intensity: one "
-        "threshold for the frame; edges: cells packed side by side, as in phase contrast; noise: where offsets stay "
-        "the same when pixels are disturbed, as in Cellulus (half a minute more)",
+        "threshold for the frame; edges: cells packed side by side, as in phase contrast; smooth: contrast of the "
+        "frame more blurred, for large cells with texture; noise: where offsets stay the same when pixels are "
+        "disturbed, as in Cellulus (half a minute more)",
     )  # fmt: skip
     group.add_argument(
         "--separate", choices=["network", "classical", "stars"],

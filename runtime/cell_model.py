@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from oneframe.runtime.cell_cleanup import size_filter
+from oneframe.runtime.cell_cleanup import grow, size_filter
 from oneframe.runtime.cell_table import cell_table, scored_table
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.model import OnnxModel
@@ -56,7 +56,7 @@ class Separation:
     sample: float = 0.0
     """mean-shift: share of the foreground that looks for centres."""
     grow_px: float = 0.0
-    """mean-shift: gaps are closed that are twice as wide."""
+    """watershed: the foreground ends so far within the cells; mean-shift: gaps are closed that are twice as wide."""
     shrink_px: float = 0.0
     """mean-shift: what lies nearer to the outside goes."""
 
@@ -162,6 +162,7 @@ def cells_of(maps: dict[str, Map], image: NDArray[Any], separation: Separation) 
             least_distance_px=separation.least_distance_px,
             least_depth=separation.least_depth,
         )
+        labels = grow(labels, separation.grow_px)
     return scored_table(size_filter(labels, separation.least_area_px), image, foreground)
 
 

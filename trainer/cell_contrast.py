@@ -20,7 +20,8 @@ REACH_PX = 56
 HALF_HEIGHT = 0.45
 """Of the contrast: outlines at half height, and a little outside it, where the blurred edge of a cell is seen."""
 
-_BLUR_PX = REFERENCE_PX / 20
+BLUR_PX, COARSE_BLUR_PX = REFERENCE_PX / 20, REFERENCE_PX / 10
+"""Of the pixels whose contrast is looked at; the coarse one where texture or noise has a grain of its own."""
 _LOW_PX, _HIGH_PX = 1.5 * REFERENCE_PX, 0.8 * REFERENCE_PX
 """Width of the windows in which background and top are looked for: beyond one cell, within one cell."""
 _LOW_BLUR_PX, _HIGH_BLUR_PX = REFERENCE_PX / 2, REFERENCE_PX / 3
@@ -36,6 +37,8 @@ class LocalContrast(nn.Module):
     ----------
     sign : float
         1: cells are brighter than their surroundings, -1: darker.
+    blur_px : float
+        Standard deviation of the blur of the smoothed pixels.
 
     References
     ----------
@@ -46,11 +49,11 @@ class LocalContrast(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, sign: float) -> None:
+    def __init__(self, sign: float, blur_px: float = BLUR_PX) -> None:
         super().__init__()
         self.sign = sign
         for name, sigma in (
-            ("fine", _BLUR_PX), ("low", _LOW_BLUR_PX / STRIDE_PX), ("high", _HIGH_BLUR_PX / STRIDE_PX)
+            ("fine", blur_px), ("low", _LOW_BLUR_PX / STRIDE_PX), ("high", _HIGH_BLUR_PX / STRIDE_PX)
         ):  # fmt: skip
             self.register_buffer(name, _gaussian(sigma))
 

@@ -79,12 +79,21 @@ class CellComposer:
         Proposed cells, 1 .. N.
     floor : float
         Noise floor of the contrast, counts.
+    rim_px : float
+        Of each cell so much counts as outside, working pixels.
     """
 
     def __init__(
-        self, image: Image, relief: Image, sign: float, labels: Labels, floor: float, settings: CellulusSettings
+        self,
+        image: Image,
+        relief: Image,
+        sign: float,
+        labels: Labels,
+        floor: float,
+        settings: CellulusSettings,
+        rim_px: float = 0.0,
     ) -> None:
-        self.settings, self.floor = settings, floor
+        self.settings, self.floor, self.rim_px = settings, floor, rim_px
         self.crop_px = min(settings.crop_px, *(side // 4 * 4 for side in image.shape))
         self.sign = sign
         self.cutouts, self.trusted = _cutouts(relief, labels)
@@ -105,7 +114,7 @@ class CellComposer:
             image, floor = self._changed(image, rng)
             images.append(image)
             floors.append(floor)
-            labelled.append(labels[inner] > 0)
+            labelled.append(cores(labels, self.rim_px)[inner])
             offsets.append(offsets_to_centres(labels)[:, margin:-margin, margin:-margin])
             known.append(trusted[inner])
         return CropBatch(
@@ -191,6 +200,20 @@ class CellComposer:
             sigma = rng.uniform(0, s.noise) * self.floor
             image = image + np.float32(sigma) * rng.standard_normal(image.shape, np.float32)
         return image, self.floor * float(np.exp(rng.uniform(*np.log(s.contrast))))
+
+
+def cores(labels: Labels, rim_px: float) -> Mask:
+    """Return the pixels (H, W) of cells that lie further than `rim_px` from anything else; the frame ends nothing."""
+    import cv2
+
+    inside: Mask = labels > 0
+    if rim_px <= 0:
+        return inside
+    reach = math.floor(rim_px)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    disc = (y * y + x * x <= rim_px * rim_px).astype(np.uint8)
+    number = labels.astype(np.float32)  # whole up to 2^24
+    return inside & (cv2.erode(number, disc) == cv2.dilate(number, disc))
 
 
 def offsets_to_centres(labels: Labels) -> NDArray[np.float32]:

@@ -10,15 +10,26 @@ from numpy.typing import NDArray
 
 from oneframe.runtime.cell_cleanup import size_filter
 from oneframe.runtime.watershed import LEAST_DEPTH, watershed_labels
-from oneframe.trainer.cell_contrast import HALF_HEIGHT, REACH_PX, REFERENCE_PX, STRIDE_PX, LocalContrast
+from oneframe.trainer.cell_contrast import (
+    BLUR_PX,
+    COARSE_BLUR_PX,
+    HALF_HEIGHT,
+    REACH_PX,
+    REFERENCE_PX,
+    STRIDE_PX,
+    LocalContrast,
+)
 
-CRITERIA = ("contrast", "intensity", "edges")
+CRITERIA = ("contrast", "intensity", "edges", "smooth")
 """contrast: above the half height between background and top near by; intensity: above one threshold for the frame;
-edges: darker or brighter than a narrow neighbourhood, for cells packed side by side."""
+edges: darker or brighter than a narrow neighbourhood, for cells packed side by side; smooth: contrast of the frame more
+blurred, for large cells with texture."""
 SMOOTHING, LEAST_DISTANCE = 1 / 24, 0.3
 """Of the watershed, in cell diameters: of the distance map, and between the middles of two cells."""
 PACKED_DEPTH = 0.45
 """How much narrower than the cell a neck must be to part two rods."""
+_DIM = 0.5
+"""Packed cells whose relief is below this share of the usual one are none."""
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -40,6 +51,11 @@ class Proposal:
     """Of intensity: the threshold on the smoothed frame times `sign`; else NaN."""
 
     @property
+    def blur_px(self) -> float:
+        """Of the pixels whose contrast is looked at."""
+        return COARSE_BLUR_PX if self.criterion == "smooth" else BLUR_PX
+
+    @property
     def least_relief(self) -> float:
         """What rises less above its surroundings is no cell, counts; bleached to half, the dimmest still do.
 
@@ -51,12 +67,12 @@ class Proposal:
 
 
 @torch.no_grad()
-def contrast_maps(image: Image, sign: float) -> tuple[Image, Image, Image]:
+def contrast_maps(image: Image, sign: float, blur_px: float = BLUR_PX) -> tuple[Image, Image, Image]:
     """Return relief, contrast and the smoothed image, each (H, W), of a frame at the reference scale."""
     height, width = image.shape
     margin = REACH_PX // STRIDE_PX * STRIDE_PX
     sides = [(margin, margin + -side % STRIDE_PX) for side in image.shape]
-    maps = LocalContrast(sign)(torch.from_numpy(np.pad(image, sides, "edge"))[None, None])
+    maps = LocalContrast(sign, blur_px)(torch.from_numpy(np.pad(image, sides, "edge"))[None, None])
     relief, contrast, smooth = (each[0, 0, margin : margin + height, margin : margin + width].numpy() for each in maps)
     return relief, contrast, smooth
 
@@ -82,6 +98,11 @@ def proposals(image: Image, sign: float, criteria: tuple[str, ...]) -> list[Prop
 
     def proposed(criterion: str) -> Proposal:
         level = float("nan")
+        if criterion == "smooth":
+            coarse, top, _ = contrast_maps(image, sign, COARSE_BLUR_PX)
+            least = li_threshold(coarse)
+            labels = parted((coarse > HALF_HEIGHT * top) & (coarse > least))
+            return Proposal(criterion, sign, labels, relief, least, level)
         if criterion == "contrast":
             labels = parted((relief > HALF_HEIGHT * contrast) & (relief > threshold))
         elif criterion == "intensity":
@@ -114,13 +135,21 @@ def _packed_cells(bright: Image, relief: Image, threshold: float) -> NDArray[np.
     ridge = np.asarray(narrow - wide, np.float32)
     core = (ridge > 0.1 * np.percentile(ridge[ridge > 0], 99)) & (relief > 0.5 * threshold)
     labels = parted(core, PACKED_DEPTH)
-    area = np.bincount(labels.ravel())
-    light = np.bincount(labels.ravel(), relief.ravel()) / np.maximum(area, 1)
-    labels = np.where(light[labels] > threshold, labels, 0).astype(np.int32)
+    labels = _of_one_kind(labels, relief, threshold)
     distance, nearest = distance_transform_edt(labels == 0, return_indices=True)
     grown = labels[tuple(nearest)]
     grown[(distance > REFERENCE_PX / 8) | ((ridge < 0) & (distance > 1))] = 0
     return size_filter(grown, least_area_px())
+
+
+def _of_one_kind(labels: NDArray[np.int32], relief: Image, threshold: float) -> NDArray[np.int32]:
+    """Return the cells without those that absorb or scatter far less than most, as dust out of focus does."""
+    area = np.maximum(np.bincount(labels.ravel()), 1)
+    light = np.bincount(labels.ravel(), relief.ravel()) / area
+    light[light <= threshold] = 0
+    seen = light[labels[light[labels] > 0]]
+    least = _DIM * float(np.median(seen)) if len(seen) else 0.0  # by area: dust is small
+    return np.where(light[labels] > least, labels, 0).astype(np.int32)
 
 
 def least_area_px(share: float = 0.1) -> float:

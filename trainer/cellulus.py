@@ -82,6 +82,11 @@ class CellFrame:
     """(h, w), the frame at the working scale."""
     proposal: Proposal
 
+    @property
+    def packed(self) -> bool:
+        """Whether the cells are rods side by side."""
+        return self.criterion == "edges"
+
     def lines(self) -> list[str]:
         """Return it as sentences for the user."""
         kind = "brighter" if self.sign > 0 else "darker"
@@ -230,7 +235,10 @@ def trained_network(
         torch.manual_seed(seed)
         network = CellulusNetwork(settings.channels)
     floor = FLOOR * frame.proposal.threshold
-    composer = CellComposer(frame.image, frame.proposal.relief, frame.sign, frame.proposal.labels, floor, settings)
+    rim_px = settings.rim_px if frame.packed else 0.0
+    composer = CellComposer(
+        frame.image, frame.proposal.relief, frame.sign, frame.proposal.labels, floor, settings, rim_px
+    )
     contrast = LocalContrast(frame.sign)
     margin = settings.margin_px
 
@@ -263,6 +271,7 @@ def _graph(frame: CellFrame, network: CellulusNetwork | None) -> CellGraph:
         least_relief=proposal.least_relief,
         threshold=proposal.threshold,
         level=level if network is None else None,
+        blur_px=proposal.blur_px,
     ).eval()
 
 
@@ -290,7 +299,8 @@ def _separation(frame: CellFrame, settings: CellulusSettings, by: str) -> Separa
     how = separation(REFERENCE_PX / frame.scale.factor, settings, by)
     if by == "necks":  # the diameter is the width of a rod, which says little of its area
         area = np.bincount(frame.proposal.labels.ravel())[1:]
-        how = replace(how, least_area_px=_CRUMB * float(np.median(area)) / frame.scale.factor**2)
+        least_px = _CRUMB * float(np.median(area)) / frame.scale.factor**2
+        how = replace(how, least_area_px=least_px, grow_px=settings.rim_px / frame.scale.factor)
     return how
 
 
@@ -306,7 +316,7 @@ def _completed(
     """Judge the network beside the classical pipeline, choose one of them and sign the card."""
     kinds = {"classical": (_graph(frame, None), "watershed")}
     if network is not None:
-        kinds["network"] = (_graph(frame, network), "necks" if frame.criterion == "edges" else "votes")
+        kinds["network"] = (_graph(frame, network), "necks" if frame.packed else "votes")
     verdicts = {
         name: _judged(image, graph, _separation(frame, settings, by), frame, seed)
         for name, (graph, by) in kinds.items()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oneframe.trainer.cell_contrast import HALF_HEIGHT, LocalContrast
+from oneframe.trainer.cell_contrast import BLUR_PX, HALF_HEIGHT, LocalContrast
 from oneframe.trainer.cellulus_network import MULTIPLE_PX, CellulusNetwork
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class CellGraph(nn.Module):
         Of the classical criterion: likewise.
     level : float or None
         Of the classical criterion: one threshold for the frame, in place of half the local contrast.
+    blur_px : float
+        Of the classical criterion: blur of the pixels, working pixels.
     """
 
     def __init__(
@@ -83,9 +85,10 @@ class CellGraph(nn.Module):
         least_relief: float,
         threshold: float,
         level: float | None = None,
+        blur_px: float = BLUR_PX,
     ) -> None:
         super().__init__()
-        self.network, self.contrast = network, LocalContrast(sign)
+        self.network, self.contrast = network, LocalContrast(sign, blur_px)
         self.scale, self.floor, self.least_relief = scale, floor, least_relief
         self.threshold, self.level = threshold, level
         self.maps: tuple[str, ...] = ("foreground",)

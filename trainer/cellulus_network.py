@@ -32,7 +32,7 @@ class CellulusSettings:
     """Of the crops; the others show the frame as it is."""
     brightness_spread: float = 0.25
     """Standard deviation of the logarithm of a pasted cell's brightness over its own."""
-    sizes: tuple[float, float] = (0.75, 1.4)
+    sizes: tuple[float, float] = (0.5, 2.2)
     """Pasted cells are larger or smaller by a factor from and to."""
     contrast: tuple[float, float] = (0.6, 2.2)
     """The noise floor is raised by a factor from and to: as if the cells were brighter or bleached."""
@@ -50,6 +50,8 @@ class CellulusSettings:
     """Share of the pixels, and of the discs around them, that become pairs."""
     tau_px2: float = 10.0
     """Of that loss: how far apart two ends may be and still attract each other."""
+    rim_px: float = 2.5
+    """Of packed rods the network learns what lies deeper than this; they are grown by it again."""
     bandwidth: float = 0.4
     """Of the vote clustering, cell diameters."""
     least_area: float = 0.1

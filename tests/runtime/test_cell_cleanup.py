@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from oneframe.runtime.cell_cleanup import half_maximum_cut, nucleus_cut, shrink, size_filter
+from oneframe.runtime.cell_cleanup import grow, half_maximum_cut, nucleus_cut, shrink, size_filter
 from oneframe.runtime.vote_clustering import consecutive
 
 
@@ -49,6 +49,18 @@ def test_edges_hold_pieces_together_and_corners_do_not():
     assert not size_filter(labels, 6).any()
     equal = np.array([[0, 4, 0], [0, 0, 0], [4, 0, 0]], np.int32)
     np.testing.assert_array_equal(size_filter(equal, 1), [[0, 1, 0], [0, 0, 0], [0, 0, 0]])
+
+
+def test_cells_grow_to_where_the_nearer_one_begins():
+    labels = random_labels(speckled=0)
+    distance, nearest = ndimage.distance_transform_edt(labels == 0, return_indices=True)
+    found = grow(labels, 3.0)
+    sure = np.abs(distance - 3.0) > 0.25  # cv2's distances are good to 2 %
+    np.testing.assert_array_equal((found > 0)[sure], (distance <= 3.0)[sure])
+    np.testing.assert_array_equal(found[labels > 0], labels[labels > 0])
+    assert (found[found > 0] == labels[tuple(nearest)][found > 0]).mean() > 0.98  # ties aside
+    assert grow(labels, 0.0) is labels
+    assert not grow(np.zeros_like(labels), 3.0).any()
 
 
 def test_only_background_within_one_cell_is_a_hole():

@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs oneframe[train]")
 
-from oneframe.trainer.cell_crops import CellComposer, offsets_to_centres
+from oneframe.trainer.cell_crops import CellComposer, cores, offsets_to_centres
 from oneframe.trainer.cellulus_network import CellulusSettings
 
 Y, X = np.mgrid[:160, :160]
@@ -16,14 +16,18 @@ def disc(y: float, x: float, radius: float = 10) -> np.ndarray:
     return (Y - y) ** 2 + (X - x) ** 2 < radius**2
 
 
-def composer(settings: CellulusSettings = SMALL) -> CellComposer:
-    """Four discs that stand alone, and two that were taken for one."""
+def _frame() -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+    """Return image, relief, sign and labels: four discs that stand alone, and two that were taken for one."""
     labels = np.zeros(Y.shape, np.int32)
     for label, (y, x) in enumerate([(30, 30), (30, 90), (90, 30), (130, 60)], 1):
         labels[disc(y, x)] = label
     labels[disc(100, 110) | disc(100, 127)] = 5
     relief = np.where(labels > 0, 100, 0).astype(np.float32)
-    return CellComposer(relief + 50, relief, 1.0, labels, 20.0, settings)
+    return relief + 50, relief, 1.0, labels
+
+
+def composer(settings: CellulusSettings = SMALL) -> CellComposer:
+    return CellComposer(*_frame(), 20.0, settings)
 
 
 def test_what_is_not_one_cell_is_neither_pasted_nor_trusted():
@@ -39,6 +43,28 @@ def test_offsets_end_at_the_centroid():
     ends = np.stack([Y, X]) + offsets
     assert ends[:, labels == 3] == pytest.approx(np.array([[40], [60]]) * np.ones((labels == 3).sum()), abs=1e-3)
     assert not offsets[:, labels == 0].any()
+
+
+def test_cores_lie_deeper_than_the_rim_but_a_frame_ends_no_cell():
+    labels = np.zeros(Y.shape, np.int32)
+    labels[disc(60, 60, 20)] = 1
+    labels[:10, 100:] = 2
+    labels[:10, 130:] = 3
+    found = cores(labels, 2.5)
+    np.testing.assert_array_equal(found & (labels == 1), disc(60, 60, 17.5) | (disc(60, 60, 18) & found))
+    assert (found & (labels == 1)).sum() == pytest.approx(np.pi * 17.5**2, rel=0.05)
+    assert found[:7, 110].all()
+    assert not found[8, 110]
+    assert not found[5, 128:132].any()
+    np.testing.assert_array_equal(cores(labels, 0.0), labels > 0)
+
+
+def test_packed_cells_are_learned_as_cores():
+    rim = CellComposer(*_frame(), 20.0, replace(SMALL, pasted_share=0.0), 2.0)
+    whole = CellComposer(*_frame(), 20.0, replace(SMALL, pasted_share=0.0))
+    cored, plain = (made.batch(8, np.random.default_rng(0)).labelled for made in (rim, whole))
+    assert not (cored & ~plain).any()
+    assert 0.4 < cored.sum() / plain.sum() < 0.8
 
 
 def test_pasted_cells_are_bright_where_they_are_labelled():

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 
 pytest.importorskip("torch", reason="needs oneframe[train]")
 
@@ -39,6 +40,36 @@ def test_packed_rods_are_proposed_by_their_edges():
     assert by["edges"] > by["contrast"] + 0.1
 
 
+def test_dust_out_of_focus_is_no_packed_cell():
+    image, _ = scene("sim:cells?modality=phase&width=256&height=256&n=8&seed=3")
+    cells = propose(image, -1.0, "edges")
+    deep = float(np.median(cells.relief[cells.labels > 0]))
+    y, x = np.mgrid[:256, :256]
+    spot = np.unravel_index(np.argmax(distance_transform_edt(cells.labels == 0)), cells.labels.shape)
+    dust = 0.4 * deep * np.exp(-((y - spot[0]) ** 2 + (x - spot[1]) ** 2) / (2 * 9**2)).astype(np.float32)
+    assert cells.labels.any()
+    assert not propose(image - dust, -1.0, "edges").labels[spot]
+    assert propose(image - 3 * dust, -1.0, "edges").labels[spot]
+
+
+def test_texture_cuts_no_large_cell_once_it_is_smoothed():
+    import cv2
+
+    y, x = np.mgrid[:240, :240]
+    truth = np.zeros(y.shape, np.int32)
+    for k, (cy, cx) in enumerate([(60, 60), (60, 170), (170, 60), (170, 170)], 1):
+        truth[(y - cy) ** 2 + (x - cx) ** 2 < 17**2] = k
+    found: dict[str, list[float]] = {"contrast": [], "smooth": []}
+    for seed in range(4):
+        noise = np.random.default_rng(seed).standard_normal(y.shape).astype(np.float32)
+        grain = np.asarray(cv2.GaussianBlur(noise, (0, 0), 1.5))
+        image = (100 + (truth > 0) * 60 + grain / grain.std() * (5 + 10 * (truth > 0))).astype(np.float32)
+        for criterion, each in found.items():
+            each.append(f1(truth, propose(image, 1.0, criterion).labels))
+    assert found["smooth"] == [1.0] * 4
+    assert min(found["contrast"]) < 0.8
+
+
 def test_cells_are_proposed_alike_however_bright_the_light():
     image, _ = scene("sim:cells?width=256&height=256&n=24&seed=3")
     labels = propose(image, 1.0, "contrast").labels
@@ -70,5 +101,5 @@ def test_li_threshold_is_scikit_images():
 
 
 def test_an_unknown_criterion_is_refused():
-    with pytest.raises(ValueError, match="expected a foreground among contrast, intensity, edges"):
+    with pytest.raises(ValueError, match="expected a foreground among contrast, intensity, edges, smooth"):
         propose(np.zeros((64, 64), np.float32), 1.0, "colour")
