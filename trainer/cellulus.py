@@ -51,6 +51,8 @@ _ALIKE = 0.05
 """Differences of plausibility below this are chance."""
 _CRUMB = 0.25
 """Of the median area of rods: what is smaller is none."""
+_WIDTHS = 9.0
+"""Of packed rods, so many rims are as wide as one."""
 _ABOVE_NOISE = 4.0
 """Median relief of the cells over the noise of the smoothed frame; frames without cells come to 2."""
 _LARGEST = 12.0
@@ -86,6 +88,14 @@ class CellFrame:
     def packed(self) -> bool:
         """Whether the cells are rods side by side."""
         return self.criterion == "edges"
+
+    def rim_px(self, settings: CellulusSettings) -> float:
+        """Return what the network is not taught of each cell's border, working pixels: that packed rods stay apart."""
+        if not self.packed:
+            return 0.0
+        labels = self.proposal.labels
+        found = cell_table.cell_table(labels, self.image, np.ones(int(labels.max()), np.float32))
+        return min(settings.rim_px, float(np.median(np.asarray(found.minor_axis_px))) / _WIDTHS)
 
     def lines(self) -> list[str]:
         """Return it as sentences for the user."""
@@ -235,9 +245,9 @@ def trained_network(
         torch.manual_seed(seed)
         network = CellulusNetwork(settings.channels)
     floor = FLOOR * frame.proposal.threshold
-    rim_px = settings.rim_px if frame.packed else 0.0
+    proposal = frame.proposal
     composer = CellComposer(
-        frame.image, frame.proposal.relief, frame.sign, frame.proposal.labels, floor, settings, rim_px
+        frame.image, proposal.relief, frame.sign, proposal.labels, floor, settings, frame.rim_px(settings)
     )
     contrast = LocalContrast(frame.sign)
     margin = settings.margin_px
@@ -300,7 +310,7 @@ def _separation(frame: CellFrame, settings: CellulusSettings, by: str) -> Separa
     if by == "necks":  # the diameter is the width of a rod, which says little of its area
         area = np.bincount(frame.proposal.labels.ravel())[1:]
         least_px = _CRUMB * float(np.median(area)) / frame.scale.factor**2
-        how = replace(how, least_area_px=least_px, grow_px=settings.rim_px / frame.scale.factor)
+        how = replace(how, least_area_px=least_px, grow_px=frame.rim_px(settings) / frame.scale.factor)
     return how
 
 

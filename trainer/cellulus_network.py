@@ -51,7 +51,7 @@ class CellulusSettings:
     tau_px2: float = 10.0
     """Of that loss: how far apart two ends may be and still attract each other."""
     rim_px: float = 2.5
-    """Of packed rods the network learns what lies deeper than this; they are grown by it again."""
+    """Of packed rods the network learns what lies deeper, at most a ninth of their width; they grow by it again."""
     bandwidth: float = 0.4
     """Of the vote clustering, cell diameters."""
     least_area: float = 0.1
