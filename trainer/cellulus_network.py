@@ -50,6 +50,9 @@ class CellulusSettings:
     """Share of the pixels, and of the discs around them, that become pairs."""
     tau_px2: float = 10.0
     """Of that loss: how far apart two ends may be and still attract each other."""
+    pseudo_weight: float = 0.7
+    """a in (1 - a) L_sparse + a L_pseudo, of frames in which cells are annotated: the share of the crops and of the
+    pasted cells that are drawn from all cells, not from the annotated ones. 0: the latter alone are learned."""
     bandwidth: float = 0.4
     """Of the vote clustering, cell diameters."""
     least_area: float = 0.1
@@ -63,6 +66,8 @@ class CellulusSettings:
             raise ValueError(
                 f"crop_px and margin_px must be multiples of {MULTIPLE_PX}, got {self.crop_px} and {self.margin_px}"
             )
+        if not 0 <= self.pseudo_weight <= 1:
+            raise ValueError(f"pseudo_weight must be 0 to 1, got {self.pseudo_weight:g}")
         for name in ("learning_rate", "bandwidth", "least_area"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name):g}")
