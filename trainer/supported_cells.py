@@ -59,7 +59,7 @@ _GOOD = 0.65
 """Overlap with the annotated cells, which were learned from, below which more are asked for."""
 _FAR = 1.4
 """Factor between the diameter read off the frame and that of the drawn cells beyond which the latter counts."""
-_STEP_COST = 0.35
+_STARS_COST = 0.35
 """Time of a step of stars over one of the offsets, for the time left."""
 
 Labels = NDArray[np.int32]
@@ -85,7 +85,7 @@ def train_supported_cells(
     Parameters
     ----------
     annotations : Annotations
-        Of this frame; clicks name the cells proposed, of stars those that the unsupervised model finds.
+        Of this frame. Clicks name cells that the model without annotation finds: it is trained first if there are any.
     diameter_px, cells, foreground, on_frame : optional
         As for `train_cellulus`; by default what agrees with the drawn cells.
     separate : str, optional
@@ -112,6 +112,9 @@ def train_supported_cells(
             image, annotations.labels, diameter_px=diameter_px, cells=cells, foreground=foreground
         )
 
+    if on_frame is not None:
+        on_frame(frame)
+
     def trained(separate: str | None, frame: CellFrame, hear: Callable[[Progress], None] | None) -> TrainedModel:
         return train_cellulus(
             image,
@@ -120,20 +123,22 @@ def train_supported_cells(
             seed=seed,
             settings=settings,
             frame=frame,
-            on_frame=on_frame,
             on_progress=hear,
             cancel=cancel,
         )
 
     if separate == "stars":
         of_stars = _as_long(SupportedSettings(), settings)
-        first, second = _both(settings.n_steps, of_stars.n_steps, on_progress)
+        first, second = _both(settings.n_steps, of_stars.n_steps, _STARS_COST, on_progress)
         alone = trained(None, frame, first)
         return _with_stars(alone, image, annotations, of_stars, seed, on_progress=second, cancel=cancel)
-    proposed = at_camera_scale(frame.proposal.labels, image.shape)
-    labels = annotations.on(proposed)
-    model = trained(separate, with_annotations(frame, labels, settings.pseudo_weight), on_progress)
-    return _told_quality(model, _cells(model, image), proposed, labels)
+    before, second = at_camera_scale(frame.proposal.labels, image.shape), on_progress
+    if len(annotations.cell_clicks) or len(annotations.background_clicks):
+        first, second = _both(settings.n_steps, settings.n_steps, 1.0, on_progress)
+        before = _cells(trained(separate, frame, first), image)
+    labels = annotations.on(before)
+    model = trained(separate, with_annotations(frame, labels, settings.pseudo_weight), second)
+    return _told_quality(model, _cells(model, image), before, labels)
 
 
 def read_annotated_frame(
@@ -334,8 +339,8 @@ def _told_quality(model: TrainedModel, found: Labels, proposed: Labels, labels: 
     quality |= {
         "annotated_iou_before": before,
         "annotated_iou": after,
-        "annotations": f"{'1 annotated cell' if n == 1 else f'{n} annotated cells'}: without annotation {before:.2f} "
-        f"overlap with the cells found, with it {after:.2f} (intersection over union, of cells that were learned from)",
+        "annotations": f"{'1 annotated cell' if n == 1 else f'{n} annotated cells'}: {before:.2f} overlap with the "
+        f"cells found before they were learned from, {after:.2f} after it (intersection over union)",
     }
     if after < _GOOD:
         quality |= {
@@ -353,9 +358,9 @@ def _told_quality(model: TrainedModel, found: Labels, proposed: Labels, labels: 
 
 
 def _both(
-    n_first: int, n_second: int, on_progress: Callable[[Progress], None] | None
+    n_first: int, n_second: int, cost: float, on_progress: Callable[[Progress], None] | None
 ) -> tuple[Callable[[Progress], None] | None, Callable[[Progress], None] | None]:
-    """Return what hears of the first and the second half and tells of the whole."""
+    """Return what hears of both halves and tells of the whole; a step of the second takes `cost` times the first's."""
     if on_progress is None:
         return None, None
     n_steps = n_first + n_second
@@ -365,7 +370,7 @@ def _both(
         left = part.n_steps - part.step
         if left and math.isfinite(part.eta_s):
             step_s[0] = part.eta_s / left
-        eta_s = part.eta_s + _STEP_COST * step_s[0] * n_second
+        eta_s = part.eta_s + cost * step_s[0] * n_second
         done = min(n_first, part.step)
         on_progress(replace(part, step=done, n_steps=n_steps, eta_s=eta_s, note="cells without annotation"))
 
