@@ -50,6 +50,8 @@ FLOOR = 0.5
 """Noise floor of the contrast over the threshold on the relief."""
 _ALIKE = 0.05
 """Differences of plausibility below this are chance."""
+_AS_LIKELY = 0.9
+"""Share of the score of the least likely annotated cell below which nothing is a cell."""
 _CRUMB = 0.25
 """Of the median area of rods: what is smaller is none."""
 _ABOVE_NOISE = 4.0
@@ -113,7 +115,7 @@ class CellFrame:
     @property
     def floor(self) -> float:
         """Noise floor of the contrast, counts."""
-        return FLOOR * max(self.proposal.threshold, 0.0 if self.annotated is None else self.annotated.contrast)
+        return FLOOR * max(self.proposal.threshold, self.least_contrast)
 
     @property
     def least_relief(self) -> float:
@@ -386,16 +388,17 @@ def _completed(
     kinds = {"classical": (_graph(frame, None), "watershed")}
     if network is not None:
         kinds["network"] = (_graph(frame, network), "necks" if frame.criterion == "edges" else "votes")
-    verdicts = {
-        name: _judged(image, graph, _separation(frame, settings, by), frame, seed)
-        for name, (graph, by) in kinds.items()
-    }
+    ways = {name: _separation(frame, settings, by) for name, (_, by) in kinds.items()}
+    if network is not None and frame.annotated is not None:
+        ways["network"] = _as_likely(
+            ways["network"], detect(kinds["network"][0], image, ways["network"]), frame.annotated
+        )
+    verdicts = {name: _judged(image, graph, ways[name], frame, seed) for name, (graph, _) in kinds.items()}
     favoured = "classical"
     if network is not None and not verdicts["classical"].better_than(verdicts["network"]):
         favoured = "network"
     chosen = separate or favoured
-    graph, by = kinds[chosen]
-    how = _separation(frame, settings, by)
+    graph, how = kinds[chosen][0], ways[chosen]
     found = verdicts[chosen].found
     advice, sentence = _advice(verdicts, chosen, favoured)
     card = ModelCard(
@@ -422,6 +425,21 @@ def _completed(
         },
     )
     return TrainedModel(graph, card, example_of(image, found), input_shape=image.shape)
+
+
+def _as_likely(how: Separation, found: Detections, annotated: Annotated) -> Separation:
+    """Return the separation with the least score by which no annotated cell that is found is lost."""
+    labels = annotated.labels
+    scores = []
+    if found.labels is not None:
+        for cell in np.unique(labels[labels > 0]):
+            own = labels == cell
+            shared = np.bincount(found.labels[own], minlength=2)
+            shared[0] = 0
+            best = int(shared.argmax())
+            if 2 * shared[best] > own.sum():
+                scores.append(float(found.score[best - 1]))
+    return replace(how, least_score=_AS_LIKELY * min(scores)) if scores else how
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -53,8 +53,8 @@ _HEADSTART = 0.1
 """By which another reading of the frame must agree better with what was drawn than the most plausible one."""
 _ALIKE = 0.7
 """What stands out less than this share of the faintest annotated cell is hardly one."""
-_MANY = 0.1
-"""Share of the proposed cells that do so from which they are none; fewer may be cells fainter than the annotated."""
+_CHANCE = 0.2
+"""If so many proposed cells do so that by chance the annotated ones would all be others less often, they are none."""
 _GOOD = 0.65
 """Overlap with the annotated cells, which were learned from, below which more are asked for."""
 _FAR = 1.4
@@ -200,7 +200,8 @@ def with_annotations(frame: CellFrame, labels: Labels, pseudo_weight: float) -> 
     _, contrast, _ = contrast_maps(frame.image, frame.sign)
     least = _ALIKE * float(min(median(contrast, drawn, given), default=0.0))
     stand_out = np.append(0, median(contrast, pseudo, np.arange(1, int(pseudo.max(initial=0)) + 1)))
-    selective = bool((stand_out[1:] < least).mean() > _MANY) if len(stand_out) > 1 else False
+    fainter = (stand_out[1:] < least).sum() / max(1, len(stand_out) - 1)
+    selective = bool((1 - fainter) ** len(given) < _CHANCE)
     if selective:
         pseudo = np.where((stand_out >= least)[pseudo], pseudo, 0).astype(np.int32)
     alone = pseudo_weight == 0 or agreement_of(pseudo, drawn) < NO_TRUST  # NaN where only background is annotated
