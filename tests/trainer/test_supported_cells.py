@@ -223,6 +223,8 @@ def test_cells_unlike_the_annotated_ones_go():
     found = detect(trained.graph, image, Separation.from_card(trained.card.separation)).labels
     assert figures(np.where(truth < 7, truth, 0), found).f1 == 1.0
     assert figures(np.where(truth < 7, truth, 0), found).matched_iou > 0.85  # not trimmed
+    few = np.where(truth == 1, 1, 0).astype(np.int32)
+    assert not with_annotations(frame, few, 0.7).annotated.selective  # every second cell may be fainter than any one
     everywhere = with_annotations(frame, np.where(np.isin(truth, (1, 7)), truth, 0).astype(np.int32), 0.7)
     assert not everywhere.annotated.selective
     assert everywhere.proposal.labels.max() == 12
@@ -245,7 +247,7 @@ def test_annotated_cells_alone():
 
 def test_the_file_of_annotated_offsets_finds_what_torch_finds(tmp_path):
     image, truth = bright_and_faint()
-    some = np.where((truth > 0) & (truth < 3), truth, 0).astype(np.int32)
+    some = np.where((truth > 0) & (truth < 4), truth, 0).astype(np.int32)
     trained = train(
         image, method="cellulus", annotations=Annotations(some), diameter_px=22.0, separate="network", steps=30
     )
@@ -254,7 +256,8 @@ def test_the_file_of_annotated_offsets_finds_what_torch_finds(tmp_path):
     expected = detect(trained.graph, image, Separation.from_card(card.separation), card.threshold)
     assert (found.labels == expected.labels).mean() > 0.999
     assert found.labels[truth > 6].max() == 0  # faint, whatever the network has learned
-    assert card.quality["annotated_cells"] == 2
+    assert card.quality["annotated_cells"] == 3
+    assert 0 < card.separation["least_score"] < found.score.min()
 
 
 def test_what_is_refused():
