@@ -613,7 +613,7 @@ def print_annotations(result: dict[str, Any]) -> None:
         rows[title] = [statistics.mean(each) for each in zip(*mean[figure].values(), strict=True)]
     table(
         {name: [*row, row[2] - row[0], row[2] - row[1]] for name, row in rows.items()},
-        (*ways, "over unsuperv.", "over alone"),
+        (*ways, "gain", "over alone"),
     )  # type: ignore[operator]
 
 
