@@ -1,13 +1,16 @@
 """Cells of one frame: what `oneframe train --method cellulus` exports, beside no network and beside thresholds.
 
-Run: python benchmarks/cells.py nuclei|dsb|film|sim|speed|figure|show [--data FOLDER] [--seeds 3] [--keep FOLDER]
-                                [--diameter given|estimated] [-o FILE.json] [--plot FILE.png]
+Run: python benchmarks/cells.py nuclei|dsb|annotations|film|sim|speed|figure|show [--data FOLDER] [--seeds 3]
+                                [--keep FOLDER] [--diameter given|estimated] [--frames NAME ...] [-o FILE.json]
+                                [--plot FILE.png]
 Needs: pip install "oneframe[train,report]" scikit-image scikit-learn; but for sim the public frames in FOLDER, which
 holds `stardist_nuclei2d`, `dsb2018` and `bacteria_trpL_20f`. `show` prints what earlier runs wrote, `figure` draws what
 their models in `--keep` see; a model that is there is not trained again.
 
 nuclei  one frame of touching nuclei: F1, SEG, time of training
 dsb     ten frames of nuclei, one model each
+annotations  the same with five true cells annotated, drawn by chance three times: without them, from them alone (the
+        same pipeline, no proposed cell is learned) and from both
 film    rods in phase contrast: trained on the first frame, and on the last; F1, SEG and identities over all twelve
 sim     `sim:cells`: trained on frame 0, then 100 frames in which the density doubles and the brightness halves
 speed   512 x 512 px: the whole chain beside Otsu and watershed, the clustering beside scikit-learn's MeanShift
@@ -58,6 +61,10 @@ Image = NDArray[Any]
 CLASSICAL = ("Otsu", "Li", "Otsu, cut", "Li, cut")
 COLUMNS = ("ours", "zero offsets", *CLASSICAL)
 ROD_WIDTH_PX = 16.0
+ANNOTATED, DRAWS = 5, 3
+"""Cells, and how often others are drawn."""
+WAYS: dict[str, dict[str, Any]] = {"alone": {"pseudo_weight": 0.0, "separate": "network"}, "both": {}}
+"""What `annotations` compares with the unsupervised model."""
 BRIGHT_BACKGROUND = ("091944f1d2",)
 """Frames of `dsb` that are inverted for the classical columns."""
 SIM_FRAMES = (*range(0, 100, 10), 99)
@@ -128,14 +135,17 @@ def inverted(image: Image) -> Image:
     return image.max() - image
 
 
-def trained(image: Image, known: Known, seed: int, path: Path) -> Trained:
-    """Train on an image unless the file is there already; seconds are those of training, without the export."""
+def trained(image: Image, known: Known, seed: int, path: Path, **said: Any) -> Trained:
+    """Train on an image unless the file is there already; seconds are those of training, without the export.
+
+    `said` is told to `train` as it is.
+    """
     from oneframe.export import export
     from oneframe.trainer import train
 
     beside = path.with_suffix(".json")
     if not path.exists():
-        given = {"diameter_px": known.diameter_px, "cells": known.cells}
+        given = {"diameter_px": known.diameter_px, "cells": known.cells, **said}
         started, started_cpu = time.perf_counter(), time.process_time()
         model = train(image, method="cellulus", seed=seed, **{k: v for k, v in given.items() if v is not None})
         told = {"training_s": time.perf_counter() - started, "training_cpu_s": time.process_time() - started_cpu}
@@ -175,6 +185,20 @@ def eye_diameter_px(truth: Image) -> float:
     return float(round(float(np.median(np.sqrt(4 / math.pi * area[area > 0])))))
 
 
+def drawn_cells(truth: Image, seed: int) -> Labels:
+    """Return so many true cells as a person annotates, by chance."""
+    cells = np.unique(truth[truth > 0])
+    chosen = np.random.default_rng(seed).choice(cells, min(ANNOTATED, len(cells)), replace=False)
+    return np.where(np.isin(truth, chosen), truth, 0).astype(np.int32)
+
+
+def without(labels: Image, annotated: Labels) -> Labels:
+    """Return labels without those that lie mostly on annotated cells."""
+    area = np.maximum(np.bincount(labels.ravel()), 1)
+    gone = np.bincount(labels[annotated > 0], minlength=len(area)) > area / 2
+    return np.where(gone[labels], 0, labels).astype(np.int32)
+
+
 def read_tiff(path: Path) -> Image:
     import tifffile
 
@@ -190,6 +214,7 @@ class Bench:
         self.data: Path = chosen.data
         self.seeds = range(chosen.first_seed, chosen.first_seed + chosen.seeds)
         self.rounds: int = chosen.rounds
+        self.frames: list[str] | None = chosen.frames
         self._given = chosen.diameter == "given"
         self._suffix = "" if self._given else "-estimated"
         self._folder = folder
@@ -198,9 +223,9 @@ class Bench:
         """Return what is told before a training."""
         return Known(diameter_px if self._given else None, **said)
 
-    def trained(self, name: str, image: Image, known: Known, seed: int) -> Trained:
+    def trained(self, name: str, image: Image, known: Known, seed: int, **said: Any) -> Trained:
         """Return the model of this name and seed, trained on an image if there is none yet."""
-        return trained(image, known, seed, self._folder / f"{name}{self._suffix}-{seed}.onnx")
+        return trained(image, known, seed, self._folder / f"{name}{self._suffix}-{seed}.onnx", **said)
 
     def nuclei_frame(self) -> tuple[Image, Image]:
         """Return image and truth."""
@@ -214,6 +239,7 @@ class Bench:
         return {
             name: (read_tiff(path), read_tiff(path.with_name(f"{name}_mask.tif")))
             for name, path in zip(names, paths, strict=True)
+            if self.frames is None or name in self.frames
         }
 
     def film_frames(self) -> tuple[Image, Image]:
@@ -245,6 +271,38 @@ class Bench:
                 told[name] = model.told
             runs.append({"seed": seed, "frames": frames, "models": told})
         return {"runs": runs}
+
+    def annotations(self) -> dict[str, Any]:
+        """Measure what five annotated cells do; one seed of training."""
+        from oneframe.trainer.annotations import Annotations
+
+        seed = self.seeds[0]
+        frames: dict[str, list[dict[str, Any]]] = {}
+        for name, (image, truth) in self.dsb_frames().items():
+            known = self.known(eye_diameter_px(truth))
+            unsupervised = self.trained(f"dsb-{name}", image, known, seed).model.detect(image).labels
+            frames[name] = []
+            for draw in range(DRAWS):
+                annotated = drawn_cells(truth, draw)
+                found = {"unsupervised": unsupervised}
+                for way, said in WAYS.items():
+                    said = {**said, "annotations": Annotations(annotated)}
+                    model = self.trained(f"annotated-{way}-{name}-{draw}", image, known, seed, **said)
+                    found[way] = model.model.detect(image).labels
+                rest = without(truth, annotated)
+                frames[name].append(
+                    {
+                        way: {
+                            **figures_of([truth], [labels]),
+                            "f1_rest": figures_of([rest], [without(labels, annotated)])["f1"],
+                        }
+                        for way, labels in found.items()
+                    }
+                )
+                print(
+                    f"{name}, draw {draw}: {json.dumps({k: v['f1'] for k, v in frames[name][-1].items()})}", flush=True
+                )
+        return {"frames": frames, "seed": seed}
 
     def film(self) -> dict[str, Any]:
         """Measure the film of rods."""
@@ -540,6 +598,25 @@ def print_dsb(result: dict[str, Any]) -> None:
     _training([told for run in runs for told in run["models"].values()])
 
 
+def print_annotations(result: dict[str, Any]) -> None:
+    frames, ways = result["frames"], ("unsupervised", *WAYS)
+    print(f"\n{ANNOTATED} annotated cells, F1, mean of {DRAWS} draws; seed {result['seed']}")
+    mean = {
+        figure: {
+            name: [statistics.mean(draw[way][figure] for draw in draws) for way in ways]
+            for name, draws in frames.items()
+        }
+        for figure in ("f1", "seg", "f1_rest")
+    }
+    rows: dict[str, Sequence[float | str]] = dict(mean["f1"])
+    for title, figure in (("mean", "f1"), ("mean SEG", "seg"), ("annotated left out", "f1_rest")):
+        rows[title] = [statistics.mean(each) for each in zip(*mean[figure].values(), strict=True)]
+    table(
+        {name: [*row, row[2] - row[0], row[2] - row[1]] for name, row in rows.items()},
+        (*ways, "gain", "over alone"),
+    )  # type: ignore[operator]
+
+
 def print_film(result: dict[str, Any]) -> None:
     shown = ("f1", "seg", "precision", "recall", "links_kept", "links_kept_of_found")
     for index in sorted({run["trained_on"] for run in result["runs"]}):
@@ -600,7 +677,8 @@ def print_speed(result: dict[str, Any]) -> None:
 
 
 PRINT: dict[str, Callable[[dict[str, Any]], None]] = {
-    **{"nuclei": print_nuclei, "dsb": print_dsb, "film": print_film, "sim": print_sim, "speed": print_speed}
+    **{"nuclei": print_nuclei, "dsb": print_dsb, "annotations": print_annotations, "film": print_film},
+    **{"sim": print_sim, "speed": print_speed},
 }
 
 
@@ -658,6 +736,7 @@ def main() -> None:
     arguments.add_argument("--data", type=Path, default=Path("data/cellulus"), metavar="FOLDER")
     arguments.add_argument("--seeds", type=int, default=3, help="train this many")
     arguments.add_argument("--first-seed", type=int, default=0)
+    arguments.add_argument("--frames", nargs="+", metavar="NAME", help="of dsb and annotations, only these")
     arguments.add_argument("--rounds", type=int, default=15, help="of speed")
     arguments.add_argument("--diameter", choices=("given", "estimated"), default="given")
     arguments.add_argument("--keep", type=Path, metavar="FOLDER", help="where the trained models go")

@@ -14,7 +14,7 @@ from oneframe.runtime.detections import Detections
 from oneframe.runtime.model import OnnxModel
 from oneframe.runtime.paper_cells import paper_cells
 from oneframe.runtime.star_polygons import star_labels
-from oneframe.runtime.vote_clustering import vote_labels
+from oneframe.runtime.vote_clustering import consecutive, vote_labels
 from oneframe.runtime.watershed import LEAST_DEPTH, watershed_labels
 from oneframe.runtime.wrapped_model import WrappedModel
 
@@ -30,6 +30,8 @@ class Separation:
     stars: the likeliest places tell the outlines of their cells; mean-shift: `paper_cells`, from offsets alone."""
     least_area_px: float
     """Smaller cells go."""
+    least_score: float = 0.0
+    """Of votes and watershed: cells of a lower mean probability go."""
     bandwidth_px: float = 0.0
     """votes and mean-shift: no two centres are closer."""
     least_votes: float = 0.0
@@ -163,7 +165,17 @@ def cells_of(maps: dict[str, Map], image: NDArray[Any], separation: Separation) 
             least_depth=separation.least_depth,
         )
         labels = grow(labels, separation.grow_px)
-    return scored_table(size_filter(labels, separation.least_area_px), image, foreground)
+    labels = size_filter(labels, separation.least_area_px)
+    if separation.least_score:
+        labels = _likely(labels, foreground, separation.least_score)
+    return scored_table(labels, image, foreground)
+
+
+def _likely(labels: NDArray[np.int32], foreground: Map, least_score: float) -> NDArray[np.int32]:
+    """Return the cells of at least this mean probability."""
+    flat = labels.ravel()
+    total, area = np.bincount(flat, foreground.ravel()), np.bincount(flat)
+    return consecutive(np.where((total >= least_score * area)[labels], labels, 0))
 
 
 def _stars(maps: dict[str, Map], image: NDArray[Any], separation: Separation) -> Detections:

@@ -63,8 +63,8 @@ class LocalContrast(nn.Module):
         smooth = _blurred(self.sign * pixels, self.fine)
         return smooth - low, contrast, smooth
 
-    def normalised(self, pixels: Tensor, floor: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return what a network sees of images (B, 1, H, W), and their relief, on every second pixel.
+    def normalised(self, pixels: Tensor, floor: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what a network sees of images (B, 1, H, W), their relief and contrast, on every second pixel.
 
         Parameters
         ----------
@@ -79,12 +79,14 @@ class LocalContrast(nn.Module):
             The pixels of each square of 2 x 2 side by side: 0 in the background, about 1 on cells.
         relief : (B, 1, H / 2, W / 2)
             Mean of the square above the local background, counts.
+        contrast : (B, 1, H / 2, W / 2)
+            Relief of the local top, counts; not raised to the floor.
         """
         pixels = self.sign * pixels
         low, contrast = (_enlarged(each, STRIDE_PX // 2) for each in self._surroundings(pixels))
         above = F.pixel_unshuffle(pixels, 2) - low
-        contrast = contrast.clamp(min=floor) if isinstance(floor, float) else torch.maximum(contrast, floor)
-        return above / contrast, above.mean(1, keepdim=True)
+        raised = contrast.clamp(min=floor) if isinstance(floor, float) else torch.maximum(contrast, floor)
+        return above / raised, above.mean(1, keepdim=True), contrast
 
     def _surroundings(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return local background and contrast on a grid of `STRIDE_PX`."""

@@ -81,6 +81,11 @@ class CellComposer:
         Noise floor of the contrast, counts.
     rim_px : float
         Of each cell so much counts as outside, working pixels.
+    n_given : int
+        The first so many labels are cells that a person annotated, whole whatever their shape; the share
+        1 - `pseudo_weight` of crops and pasted cells shows these.
+    known : (H, W) bool, optional
+        Where the labels are trusted at all; by default everywhere.
     """
 
     def __init__(
@@ -91,16 +96,23 @@ class CellComposer:
         labels: Labels,
         floor: float,
         settings: CellulusSettings,
+        *,
         rim_px: float = 0.0,
+        n_given: int = 0,
+        known: Mask | None = None,
     ) -> None:
         self.settings, self.floor, self.rim_px = settings, floor, rim_px
         self.crop_px = min(settings.crop_px, *(side // 4 * 4 for side in image.shape))
         self.sign = sign
-        self.cutouts, self.trusted = _cutouts(relief, labels)
+        self.cutouts, self.given, self.trusted = _cutouts(relief, labels, n_given)
+        self._middles = np.argwhere(labels > 0)
+        self._given_middles = np.argwhere((labels > 0) & (labels <= n_given))
+        if known is not None:  # what is unknown lies in the way as a cell does, one that is not trusted
+            self.trusted = np.append(self.trusted, False)
+            labels = np.where(known, labels, len(self.trusted) - 1).astype(np.int32)
         margin = settings.margin_px
         self._image = np.pad(image.astype(np.float32), margin, "edge")  # as the graph pads a frame
         self._labels = np.pad(labels, margin, "edge")
-        self._middles = np.argwhere(labels > 0)
 
     def batch(self, n: int, rng: np.random.Generator) -> CropBatch:
         """Return n crops."""
@@ -132,25 +144,31 @@ class CellComposer:
         s = self.settings
         size = self.crop_px + 2 * s.margin_px
         corner = rng.integers(0, np.array(self._image.shape) - size + 1)
-        if len(self._middles) and rng.random() < 0.75:  # where there are cells
-            middle = self._middles[rng.integers(len(self._middles))]
+        middles = self._given_middles if self._of_given(len(self._given_middles), rng) else self._middles
+        if len(middles) and rng.random() < 0.75:  # where there are cells
+            middle = middles[rng.integers(len(middles))]
             wanted = middle - rng.integers(0, self.crop_px, 2)
             corner = wanted.clip(0, np.array(self._image.shape) - size)
         box = np.s_[corner[0] : corner[0] + size, corner[1] : corner[1] + size]
         image, labels = self._image[box].copy(), self._labels[box].copy()
         doubtful = ~self.trusted[labels]
-        if self.cutouts and rng.random() < s.pasted_share:
+        if (self.cutouts or self.given) and rng.random() < s.pasted_share:
             self._paste(image, labels, int(rng.integers(1, s.most_pasted + 1)), rng)
         doubtful &= labels == self._labels[box]
         trusted = cv2.dilate(doubtful.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
         return image, labels, np.asarray(trusted)
+
+    def _of_given(self, n: int, rng: np.random.Generator) -> bool:
+        """Return whether one of n annotated cells is drawn, not one of all; chance is asked only if there are any."""
+        return n > 0 and bool(rng.random() >= self.settings.pseudo_weight)
 
     def _paste(self, image: Image, labels: Labels, n: int, rng: np.random.Generator) -> None:
         """Paste n cells into a crop, most of them so that they touch one that is there."""
         spread = self.settings.brightness_spread
         number = int(self._labels.max()) + 1
         for _ in range(3 * n):
-            cutout = self.cutouts[rng.integers(len(self.cutouts))]
+            cutouts = self.given if self._of_given(len(self.given), rng) or not self.cutouts else self.cutouts
+            cutout = cutouts[rng.integers(len(cutouts))]
             light, mask = _varied(cutout, self.settings, rng)
             place = self._place(labels, mask, rng)
             if place is None:
@@ -213,7 +231,7 @@ def cores(labels: Labels, rim_px: float) -> Mask:
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disc = (y * y + x * x <= rim_px * rim_px).astype(np.uint8)
     number = labels.astype(np.float32)  # whole up to 2^24
-    return inside & (cv2.erode(number, disc) == cv2.dilate(number, disc))
+    return inside & np.equal(cv2.erode(number, disc), cv2.dilate(number, disc))
 
 
 def offsets_to_centres(labels: Labels) -> NDArray[np.float32]:
@@ -227,14 +245,14 @@ def offsets_to_centres(labels: Labels) -> NDArray[np.float32]:
     return offsets.reshape(2, height, width).astype(np.float32)
 
 
-def _cutouts(relief: Image, labels: Labels) -> tuple[list[CellCutout], Mask]:
-    """Return the cells fit to be pasted, and which labels (0 .. N) are trusted to be one cell each."""
+def _cutouts(relief: Image, labels: Labels, n_given: int) -> tuple[list[CellCutout], list[CellCutout], Mask]:
+    """Return the cells fit to be pasted, of these the given ones, and which of 0 .. N are trusted to be one cell."""
     import cv2
 
     n = int(labels.max())
     trusted = np.ones(n + 1, bool)
     if not n:
-        return [], trusted
+        return [], [], trusted
     area = np.bincount(labels.ravel(), minlength=n + 1)
     median = float(np.median(area[1:]))
     low, high = (share * median for share in _AREAS)
@@ -243,9 +261,10 @@ def _cutouts(relief: Image, labels: Labels) -> tuple[list[CellCutout], Mask]:
     usual = float(np.median(list(convexity.values()))) - _RAGGED
     kernel = np.ones((5, 5), np.uint8)
     found: list[tuple[int, CellCutout]] = []
+    given: list[CellCutout] = []
     for label, box in boxes:
         least = min(usual, _CONVEX) if area[label] < _LARGE * median else min(usual + 2 * _RAGGED, _VERY_CONVEX)
-        trusted[label] = low < area[label] < high and convexity[label] > least
+        trusted[label] = label <= n_given or (low < area[label] < high and convexity[label] > least)
         top, left = box[0].start, box[1].start
         inside = min(top, left) > 1 and box[0].stop < labels.shape[0] - 1 and box[1].stop < labels.shape[1] - 1
         if not trusted[label] or not inside:
@@ -256,11 +275,14 @@ def _cutouts(relief: Image, labels: Labels) -> tuple[list[CellCutout], Mask]:
         touching = int((others & (cv2.dilate(mask.astype(np.uint8), kernel) > 0)).sum())
         fade = cv2.GaussianBlur(cv2.dilate(mask.astype(np.float32), kernel), (0, 0), 1.2)
         fade[others] = 0
-        found.append((touching, CellCutout(np.asarray(fade * relief[around], np.float32), mask)))
+        cutout = CellCutout(np.asarray(fade * relief[around], np.float32), mask)
+        found.append((touching, cutout))
+        if label <= n_given:
+            given.append(cutout)
     alone = [cutout for touching, cutout in found if not touching]
     if len(alone) < _FEWEST:
         alone = [cutout for _, cutout in sorted(found, key=lambda each: each[0])[:_FEWEST]]
-    return alone, trusted
+    return alone, given, trusted
 
 
 def _varied(cutout: CellCutout, settings: CellulusSettings, rng: np.random.Generator) -> tuple[Image, Mask]:

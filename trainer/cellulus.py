@@ -42,6 +42,7 @@ from oneframe.trainer.cellulus_network import CellulusNetwork, CellulusSettings,
 from oneframe.trainer.cellulus_paper import pair_loss, sample_pairs
 from oneframe.trainer.loop import LoopSettings, Progress, fit, one_thread
 from oneframe.trainer.noise_proposals import noise_proposal
+from oneframe.trainer.supported import agreement_of
 
 _HEADSTART = 0.03
 """By which another criterion must be more plausible than the first; smaller differences are chance."""
@@ -49,6 +50,8 @@ FLOOR = 0.5
 """Noise floor of the contrast over the threshold on the relief."""
 _ALIKE = 0.05
 """Differences of plausibility below this are chance."""
+_AS_LIKELY = 0.9
+"""Share of the score of the least likely annotated cell below which nothing is a cell."""
 _CRUMB = 0.25
 """Of the median area of rods: what is smaller is none."""
 _WIDTHS = 9.0
@@ -70,6 +73,27 @@ _EXAMPLE_PX = 128
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Annotated:
+    """What a person says of a frame's cells, beside what the frame says itself."""
+
+    labels: NDArray[np.int32]
+    """(H, W), camera pixels: cells above 0, 0 unknown, -1 known background."""
+    n_cells: int
+    """Of them in the frame's proposal, where they come first."""
+    known: NDArray[np.bool_]
+    """(h, w), where the proposal is trusted."""
+    contrast: float
+    """Hardly one of these cells stands out less, counts; 0: nothing is known of it."""
+    selective: bool
+    """Whether much of the frame does and is none of them; else fainter cells are welcome, as after bleaching."""
+
+    def met_by(self, found: NDArray[np.int32]) -> float:
+        """Return how well cells (H, W) meet it: mean overlap with the annotated, less the denied pixels they take."""
+        met, denied = agreement_of(found, self.labels), self.labels < 0
+        return (0.0 if math.isnan(met) else met) - (float((found[denied] > 0).mean()) if denied.any() else 0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class CellFrame:
     """What one frame reveals of its cells."""
 
@@ -83,6 +107,23 @@ class CellFrame:
     image: NDArray[np.float32]
     """(h, w), the frame at the working scale."""
     proposal: Proposal
+    annotated: Annotated | None = None
+
+    @property
+    def least_contrast(self) -> float:
+        """What stands out less is no cell, counts; 0 where nothing annotated says so."""
+        return self.annotated.contrast if self.annotated is not None and self.annotated.selective else 0.0
+
+    @property
+    def floor(self) -> float:
+        """Noise floor of the contrast, counts."""
+        return FLOOR * max(self.proposal.threshold, self.least_contrast)
+
+    @property
+    def least_relief(self) -> float:
+        """What rises less above its surroundings is no cell, counts; half of what annotated ones do at least is one."""
+        usual = self.proposal.least_relief
+        return min(usual, 0.5 * self.annotated.contrast) if self.annotated and self.annotated.contrast else usual
 
     @property
     def packed(self) -> bool:
@@ -116,6 +157,7 @@ def train_cellulus(
     pixel_size_um: float | None = None,
     seed: int = 0,
     settings: CellulusSettings,
+    frame: CellFrame | None = None,
     on_frame: Callable[[CellFrame], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     cancel: threading.Event | None = None,
@@ -128,6 +170,8 @@ def train_cellulus(
         As for `read_cell_frame`; the foreground also `noise`, as `noise_proposal` sees it.
     separate : str, optional
         `network` or `classical`, threshold and watershed; by default what the frame favours.
+    frame : CellFrame, optional
+        What the frame reveals; by default it is read.
     on_frame : callable, optional
         Told what the frame revealed, before the training.
 
@@ -140,11 +184,11 @@ def train_cellulus(
     """
     if separate not in (None, "network", "classical"):
         raise ValueError(f"expected separate network or classical, got {separate!r}")
-    if foreground == "noise":
-        frame = read_cell_frame(image, diameter_px=diameter_px, cells=cells)
-        proposal = noise_proposal(frame.image, frame.sign, seed, on_progress=on_progress, cancel=cancel)
-        frame = replace(frame, criterion="noise", proposal=proposal)
-    else:
+    if frame is None and foreground == "noise":
+        frame = with_noise_proposal(
+            read_cell_frame(image, diameter_px=diameter_px, cells=cells), seed, on_progress=on_progress, cancel=cancel
+        )
+    elif frame is None:
         frame = read_cell_frame(image, diameter_px=diameter_px, cells=cells, foreground=foreground)
     if on_frame is not None:
         on_frame(frame)
@@ -174,6 +218,29 @@ def read_cell_frame(
     ValueError
         If no cells are seen, or an argument is none of these.
     """
+    return most_plausible(
+        cell_readings(image, diameter_px=diameter_px, cells=cells, foreground=foreground),
+        image,
+        diameter_known=diameter_px is not None,
+    )
+
+
+def with_noise_proposal(
+    frame: CellFrame,
+    seed: int,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> CellFrame:
+    """Return what a frame reveals with the foreground by noise, as published."""
+    proposal = noise_proposal(frame.image, frame.sign, seed, on_progress=on_progress, cancel=cancel)
+    return replace(frame, criterion="noise", proposal=proposal)
+
+
+def cell_readings(
+    image: NDArray[Any], *, diameter_px: float | None = None, cells: str | None = None, foreground: str | None = None
+) -> list[CellFrame]:
+    """Return all that `read_cell_frame` weighs, one or more: each sign and criterion. Raises as it does."""
     if cells not in (None, "bright", "dark"):
         raise ValueError(f"expected cells bright or dark, got {cells!r}")
     signs = {None: (1.0, -1.0), "bright": (1.0,), "dark": (-1.0,)}[cells]
@@ -187,16 +254,21 @@ def read_cell_frame(
             "expected cells, got a frame in which nothing of a cell's size stands out; snap a frame with cells in "
             "focus, or say what they are like: diameter_px, cells, foreground"
         )
+    return frames
+
+
+def most_plausible(frames: list[CellFrame], image: NDArray[Any], *, diameter_known: bool) -> CellFrame:
+    """Return which of some readings of a frame (H, W) shows the best cells."""
     if len(frames) == 1:
         return frames[0]
     # one scale for all, on which edges are looked at
-    common_px = min(size for each in sizes.values() for size in each)
+    common_px = min(frame.diameter_px for frame in frames)
     scores = [
         plausibility(
-            _at_camera_scale(frame.proposal.labels, image.shape),
+            at_camera_scale(frame.proposal.labels, image.shape),
             image,
             diameter_px=common_px,
-            diameter_known=diameter_px is not None,
+            diameter_known=diameter_known,
         ).score
         + _HEADSTART * (frame.criterion == CRITERIA[0])
         for frame in frames
@@ -224,7 +296,7 @@ def _stands_out(frame: CellFrame, noise: float) -> bool:
     return bool(np.median(relief[labels > 0]) > _ABOVE_NOISE * left and area_px < _LARGEST * least_area_px(1.0))
 
 
-def _at_camera_scale(labels: NDArray[np.int32], shape: tuple[int, ...]) -> NDArray[np.int32]:
+def at_camera_scale(labels: NDArray[np.int32], shape: tuple[int, ...]) -> NDArray[np.int32]:
     """Return labels (h, w) as large as the frame (H, W), by the nearest pixel."""
     height, width = shape
     rows = np.minimum(((np.arange(height) + 0.5) * labels.shape[0] / height).astype(np.intp), labels.shape[0] - 1)
@@ -244,10 +316,16 @@ def trained_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = CellulusNetwork(settings.channels)
-    floor = FLOOR * frame.proposal.threshold
-    proposal = frame.proposal
     composer = CellComposer(
-        frame.image, proposal.relief, frame.sign, proposal.labels, floor, settings, frame.rim_px(settings)
+        frame.image,
+        frame.proposal.relief,
+        frame.sign,
+        frame.proposal.labels,
+        frame.floor,
+        settings,
+        rim_px=frame.rim_px(settings),
+        n_given=0 if frame.annotated is None else frame.annotated.n_cells,
+        known=None if frame.annotated is None else frame.annotated.known,
     )
     contrast = LocalContrast(frame.sign)
     margin = settings.margin_px
@@ -256,7 +334,7 @@ def trained_network(
         rng = np.random.default_rng([seed, 0, part])
         batch = composer.batch(settings.crops // _WORKERS, rng)
         with torch.no_grad():
-            seen, _ = contrast.normalised(batch.images, batch.floors)
+            seen, _, _ = contrast.normalised(batch.images, batch.floors)
         told = network(seen)[..., margin:-margin, margin:-margin]
         loss = cell_loss(told, batch.labelled, batch.offsets, batch.known, settings.offset_weight)
         if settings.pair_weight:
@@ -277,11 +355,12 @@ def _graph(frame: CellFrame, network: CellulusNetwork | None) -> CellGraph:
         network,
         sign=frame.sign,
         scale=frame.scale,
-        floor=FLOOR * proposal.threshold,
-        least_relief=proposal.least_relief,
+        floor=frame.floor,
+        least_relief=frame.least_relief,
         threshold=proposal.threshold,
         level=level if network is None else None,
         blur_px=proposal.blur_px,
+        least_contrast=frame.least_contrast,
     ).eval()
 
 
@@ -327,16 +406,17 @@ def _completed(
     kinds = {"classical": (_graph(frame, None), "watershed")}
     if network is not None:
         kinds["network"] = (_graph(frame, network), "necks" if frame.packed else "votes")
-    verdicts = {
-        name: _judged(image, graph, _separation(frame, settings, by), frame, seed)
-        for name, (graph, by) in kinds.items()
-    }
+    ways = {name: _separation(frame, settings, by) for name, (_, by) in kinds.items()}
+    if network is not None and frame.annotated is not None:
+        ways["network"] = _as_likely(
+            ways["network"], detect(kinds["network"][0], image, ways["network"]), frame.annotated
+        )
+    verdicts = {name: _judged(image, graph, ways[name], frame, seed) for name, (graph, _) in kinds.items()}
     favoured = "classical"
     if network is not None and not verdicts["classical"].better_than(verdicts["network"]):
         favoured = "network"
     chosen = separate or favoured
-    graph, by = kinds[chosen]
-    how = _separation(frame, settings, by)
+    graph, how = kinds[chosen][0], ways[chosen]
     found = verdicts[chosen].found
     advice, sentence = _advice(verdicts, chosen, favoured)
     card = ModelCard(
@@ -365,6 +445,21 @@ def _completed(
     return TrainedModel(graph, card, example_of(image, found), input_shape=image.shape)
 
 
+def _as_likely(how: Separation, found: Detections, annotated: Annotated) -> Separation:
+    """Return the separation with the least score by which no annotated cell that is found is lost."""
+    labels = annotated.labels
+    scores = []
+    if found.labels is not None:
+        for cell in np.unique(labels[labels > 0]):
+            own = labels == cell
+            shared = np.bincount(found.labels[own], minlength=2)
+            shared[0] = 0
+            best = int(shared.argmax())
+            if 2 * shared[best] > own.sum():
+                scores.append(float(found.score[best - 1]))
+    return replace(how, least_score=_AS_LIKELY * min(scores)) if scores else how
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Verdict:
     """What one way to cells makes of the snapped frame, judged without truth."""
@@ -372,10 +467,13 @@ class _Verdict:
     found: Detections
     plausible: float
     agreement: Agreement
+    met: float
+    """How well it meets what was annotated, 1 at best; 0 where nothing was."""
 
     def better_than(self, other: _Verdict) -> bool:
-        """Return whether both measures say so; where they differ nothing is known."""
-        return self.plausible > other.plausible and self.agreement.overall > other.agreement.overall
+        """Return whether both measures say so, and annotated cells do not deny it; where they differ none is better."""
+        likelier = self.plausible > other.plausible and self.agreement.overall > other.agreement.overall
+        return likelier and self.met >= other.met
 
     def facts(self) -> dict[str, Any]:
         """Return it for the card."""
@@ -405,6 +503,7 @@ def _judged(image: NDArray[Any], graph: CellGraph, how: Separation, frame: CellF
             rng=np.random.default_rng(seed),
             diameter_px=frame.diameter_px,
         ),
+        0.0 if frame.annotated is None else frame.annotated.met_by(labels),
     )
 
 

@@ -73,6 +73,8 @@ class CellGraph(nn.Module):
         Of the classical criterion: one threshold for the frame, in place of half the local contrast.
     blur_px : float
         Of the classical criterion: blur of the pixels, working pixels.
+    least_contrast : float
+        Where the local top rises less, there is no cell, counts; unlike the least relief it does not trim outlines.
     """
 
     def __init__(
@@ -86,11 +88,12 @@ class CellGraph(nn.Module):
         threshold: float,
         level: float | None = None,
         blur_px: float = BLUR_PX,
+        least_contrast: float = 0.0,
     ) -> None:
         super().__init__()
         self.network, self.contrast = network, LocalContrast(sign, blur_px)
         self.scale, self.floor, self.least_relief = scale, floor, least_relief
-        self.threshold, self.level = threshold, level
+        self.threshold, self.level, self.least_contrast = threshold, level, least_contrast
         self.maps: tuple[str, ...] = ("foreground",)
         if network is not None:
             self.maps += ("offset_y_px", "offset_x_px")
@@ -113,13 +116,18 @@ class CellGraph(nn.Module):
         height, width = pixels.shape[-2:]
         padded = with_margin(pixels, MULTIPLE_PX)
         if self.network is not None:
-            seen, relief = self.contrast.normalised(padded, self.floor)
-            told = self.network(seen, STEEP * (relief - self.least_relief) / self.floor)
+            seen, relief, contrast = self.contrast.normalised(padded, self.floor)
+            above = relief - self.least_relief
+            if self.least_contrast:
+                above = torch.minimum(above, contrast - self.least_contrast)
+            told = self.network(seen, STEEP * above / self.floor)
         else:
             relief, contrast, smooth = self.contrast(padded)
             if self.level is not None:
                 told = (smooth - self.level) / self.floor
             else:
                 told = torch.minimum(relief - HALF_HEIGHT * contrast, relief - self.threshold) / self.floor
+            if self.least_contrast:
+                told = torch.minimum(told, (contrast - self.least_contrast) / self.floor)
         inner: Tensor = told[..., MARGIN_PX : MARGIN_PX + height, MARGIN_PX : MARGIN_PX + width]
         return inner

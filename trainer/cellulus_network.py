@@ -52,6 +52,9 @@ class CellulusSettings:
     """Of that loss: how far apart two ends may be and still attract each other."""
     rim_px: float = 2.5
     """Of packed rods the network learns what lies deeper, at most a ninth of their width; they grow by it again."""
+    pseudo_weight: float = 0.7
+    """a in (1 - a) L_sparse + a L_pseudo, of frames in which cells are annotated: the share of the crops and of the
+    pasted cells that are drawn from all cells, not from the annotated ones. 0: the latter alone are learned."""
     bandwidth: float = 0.4
     """Of the vote clustering, cell diameters."""
     least_area: float = 0.1
@@ -65,6 +68,8 @@ class CellulusSettings:
             raise ValueError(
                 f"crop_px and margin_px must be multiples of {MULTIPLE_PX}, got {self.crop_px} and {self.margin_px}"
             )
+        if not 0 <= self.pseudo_weight <= 1:
+            raise ValueError(f"pseudo_weight must be 0 to 1, got {self.pseudo_weight:g}")
         for name in ("learning_rate", "bandwidth", "least_area"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name):g}")

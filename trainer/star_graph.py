@@ -70,6 +70,6 @@ def seen_of(pixels: Tensor, contrast: LocalContrast, floor: float) -> tuple[Tens
     Both as `LocalContrast.normalised`, on every second pixel and up to the next multiple of `MULTIPLE_PX`; what lies
     beyond (h, w) continues the last pixels.
     """
-    seen, relief = contrast.normalised(with_margin(pixels, MULTIPLE_PX), floor)
+    seen, relief, _ = contrast.normalised(with_margin(pixels, MULTIPLE_PX), floor)
     inner = slice(MARGIN_PX // GRID_PX, -MARGIN_PX // GRID_PX)
     return seen[..., inner, inner], relief[..., inner, inner]

@@ -24,7 +24,7 @@ GRID_PX = 2
 """Pixels of the image from one output to the next."""
 MULTIPLE_PX = 8
 """The network works on 2, 4 and 8 pixels; other sizes are padded inside it."""
-_NO_TRUST, _FULL_TRUST = 0.35, 0.75
+NO_TRUST, _FULL_TRUST = 0.35, 0.75
 """Agreement of pseudo labels with annotations up to which they have no weight, and from which they have all of it."""
 _MOST_TRUST = 0.5
 _RAY_SCALE_PX = 10.0
@@ -168,7 +168,7 @@ def trusted_weight(agreement: float) -> float:
     """
     if math.isnan(agreement):
         return _MOST_TRUST
-    return _MOST_TRUST * min(1.0, max(0.0, (agreement - _NO_TRUST) / (_FULL_TRUST - _NO_TRUST)))
+    return _MOST_TRUST * min(1.0, max(0.0, (agreement - NO_TRUST) / (_FULL_TRUST - NO_TRUST)))
 
 
 class StarNetwork(nn.Module):

@@ -1,7 +1,7 @@
-"""Cells from one frame and a few annotations: the unsupervised model proposes, a network of one pass learns from both.
+"""Cells from one frame and a few annotated cells: these tell how to read the frame, and are learned beside the others.
 
-The first half is `cellulus`, whose cells become the pseudo labels; the second `supported`. What a person drew also
-helps to read the frame: how large the cells are, whether bright or dark, and what makes them stand out.
+After Cellulus (Wolf et al., ICCV 2023), section 4.2. Differs from the paper: annotated and proposed cells together
+teach the network of offsets (`cellulus`). That of the paper, of probability and rays (`supported`), is there as well.
 """
 
 from __future__ import annotations
@@ -20,29 +20,47 @@ from numpy.typing import NDArray
 from oneframe.export.trained import TrainedModel, by_torch
 from oneframe.runtime.cell_model import Separation, cells_of
 from oneframe.trainer.annotations import Annotations
-from oneframe.trainer.cell_proposals import CRITERIA
+from oneframe.trainer.cell_proposals import contrast_maps
 from oneframe.trainer.cell_scale import WorkingScale, rescaled
-from oneframe.trainer.cellulus import CellFrame, labels_of, read_cell_frame, train_cellulus
+from oneframe.trainer.cellulus import (
+    Annotated,
+    CellFrame,
+    at_camera_scale,
+    cell_readings,
+    labels_of,
+    most_plausible,
+    read_cell_frame,
+    train_cellulus,
+    with_noise_proposal,
+)
 from oneframe.trainer.cellulus_graph import CellGraph
 from oneframe.trainer.cellulus_network import CellulusSettings
 from oneframe.trainer.loop import Progress, one_thread
 from oneframe.trainer.star_graph import StarGraph, seen_of
-from oneframe.trainer.supported import GRID_PX, StarNetwork, SupportedSettings, agreement_of, train_supported
+from oneframe.trainer.supported import (
+    GRID_PX,
+    NO_TRUST,
+    StarNetwork,
+    SupportedSettings,
+    agreement_of,
+    supported_sets,
+    train_supported,
+)
 
 THRESHOLD = 0.4
-"""Default probability of a cell's middle."""
-_POOR = 0.4
-"""Agreement of the cells proposed with those drawn below which other readings of the frame are tried."""
+"""Of stars: default probability of a cell's middle."""
 _HEADSTART = 0.1
-"""By which another reading of the frame must agree better with what was drawn than the one without it."""
+"""By which another reading of the frame must agree better with what was drawn than the most plausible one."""
+_ALIKE = 0.7
+"""What stands out less than this share of the faintest annotated cell is hardly one."""
+_CHANCE = 0.2
+"""If so many proposed cells do so that by chance the annotated ones would all be others less often, they are none."""
 _GOOD = 0.65
 """Overlap with the annotated cells, which were learned from, below which more are asked for."""
-_GAIN = 0.03
-"""By which the annotated cells, although learned from, must be met better than without them."""
 _FAR = 1.4
 """Factor between the diameter read off the frame and that of the drawn cells beyond which the latter counts."""
-_STEP_COST = 0.35
-"""Time of a step of the second half over one of the first, for the time left."""
+_STARS_COST = 0.35
+"""Time of a step of stars over one of the offsets, for the time left."""
 
 Labels = NDArray[np.int32]
 
@@ -67,15 +85,12 @@ def train_supported_cells(
     Parameters
     ----------
     annotations : Annotations
-        Of this frame.
-    settings : CellulusSettings
-        Of the first half; the second has proportionally more steps, which are quicker.
+        Of this frame. Clicks name cells that the model without annotation finds: it is trained first if there are any.
     diameter_px, cells, foreground, on_frame : optional
-        As for `train_cellulus`; by default as the drawn cells tell, where they contradict what the frame tells.
+        As for `train_cellulus`; by default what agrees with the drawn cells.
     separate : str, optional
-        As for `train_cellulus`, of the pseudo labels; `stars`: the network of annotated cells is used even where it
-        meets them hardly better than the unsupervised model, which otherwise stays then: where that is right, outlines
-        learned from a few cells are worse.
+        As for `train_cellulus`; `stars`: a network of probability and rays, as in the paper, which learns the cells of
+        an unsupervised model and the annotated ones.
 
     Raises
     ------
@@ -89,25 +104,135 @@ def train_supported_cells(
             f"expected annotations of a frame of {image.shape}, got {annotations.labels.shape}; annotate the frame "
             "that is trained on"
         )
-    of_stars = SupportedSettings()
-    of_stars = replace(of_stars, n_steps=math.ceil(of_stars.n_steps * settings.n_steps / CellulusSettings().n_steps))
-    first, second = _both(settings.n_steps, of_stars.n_steps, on_progress)
-    known = _told(image, annotations.labels, {"diameter_px": diameter_px, "cells": cells, "foreground": foreground})
-    alone = train_cellulus(
-        image,
-        **known,
-        separate=None if separate == "stars" else separate,
-        pixel_size_um=pixel_size_um,
-        seed=seed,
-        settings=settings,
-        on_frame=on_frame,
-        on_progress=first,
-        cancel=cancel,
-    )
-    pseudo = _cells(alone, image)
-    labels = annotations.on(pseudo)
+    if foreground == "noise":
+        frame = read_annotated_frame(image, annotations.labels, diameter_px=diameter_px, cells=cells)
+        frame = with_noise_proposal(frame, seed, on_progress=on_progress, cancel=cancel)
+    else:
+        frame = read_annotated_frame(
+            image, annotations.labels, diameter_px=diameter_px, cells=cells, foreground=foreground
+        )
+
+    if on_frame is not None:
+        on_frame(frame)
+
+    def trained(separate: str | None, frame: CellFrame, hear: Callable[[Progress], None] | None) -> TrainedModel:
+        return train_cellulus(
+            image,
+            separate=separate,
+            pixel_size_um=pixel_size_um,
+            seed=seed,
+            settings=settings,
+            frame=frame,
+            on_progress=hear,
+            cancel=cancel,
+        )
+
+    if separate == "stars":
+        of_stars = _as_long(SupportedSettings(), settings)
+        first, second = _both(settings.n_steps, of_stars.n_steps, _STARS_COST, on_progress)
+        alone = trained(None, frame, first)
+        return _with_stars(alone, image, annotations, of_stars, seed, on_progress=second, cancel=cancel)
+    before, second = at_camera_scale(frame.proposal.labels, image.shape), on_progress
+    if len(annotations.cell_clicks) or len(annotations.background_clicks):
+        first, second = _both(settings.n_steps, settings.n_steps, 1.0, on_progress)
+        before = _cells(trained(separate, frame, first), image)
+    labels = annotations.on(before)
+    model = trained(separate, with_annotations(frame, labels, settings.pseudo_weight), second)
+    return _told_quality(model, _cells(model, image), before, labels)
+
+
+def read_annotated_frame(
+    image: NDArray[Any],
+    drawn: Labels,
+    *,
+    diameter_px: float | None = None,
+    cells: str | None = None,
+    foreground: str | None = None,
+) -> CellFrame:
+    """Return what a frame (H, W) reveals of its cells, as it agrees best with drawn ones, above 0 in (H, W).
+
+    Parameters
+    ----------
+    diameter_px, cells, foreground : optional
+        As for `read_cell_frame`, and raises as it does.
+    """
+    if not (drawn > 0).any():
+        return read_cell_frame(image, diameter_px=diameter_px, cells=cells, foreground=foreground)
+    areas = np.bincount(drawn[drawn > 0])
+    drawn_px = 2 * math.sqrt(float(np.median(areas[areas > 0])) / math.pi)
+
+    def readings(size_px: float | None) -> list[tuple[float, CellFrame]]:
+        frames = cell_readings(image, diameter_px=size_px, cells=cells, foreground=foreground)
+        usual = most_plausible(frames, image, diameter_known=size_px is not None)
+        return [(_agreement(each, drawn) + _HEADSTART * (each is usual), each) for each in frames]
+
+    rated: list[tuple[float, CellFrame]] = []
+    try:
+        rated = readings(diameter_px)
+    except ValueError:  # nothing of a cell's size is seen: what was drawn may help
+        if diameter_px is not None:
+            raise
+    best = max(rated, key=lambda each: each[0], default=None)
+    if diameter_px is None and (best is None or not 1 / _FAR < drawn_px / best[1].diameter_px < _FAR):
+        best = max(readings(drawn_px), key=lambda each: each[0])
+    return best[1]  # type: ignore[index]
+
+
+def with_annotations(frame: CellFrame, labels: Labels, pseudo_weight: float) -> CellFrame:
+    """Return what a frame reveals with annotated cells in place of proposed ones, and without those unlike them.
+
+    Parameters
+    ----------
+    labels : (H, W) int32
+        Camera pixels: annotated cells above 0, 0 unknown, -1 known background.
+    pseudo_weight : float
+        As in `CellulusSettings`; 0, or proposals that are something else than what was annotated: none of them counts.
+
+    Raises
+    ------
+    ValueError
+        If no cell is left.
+    """
+    from scipy.ndimage import median
+
+    drawn, pseudo = at_working_scale(labels, frame.scale), frame.proposal.labels
+    given = np.unique(drawn[drawn > 0])
+    _, contrast, _ = contrast_maps(frame.image, frame.sign)
+    least = _ALIKE * float(min(median(contrast, drawn, given), default=0.0))
+    stand_out = np.append(0, median(contrast, pseudo, np.arange(1, int(pseudo.max(initial=0)) + 1)))
+    fainter = (stand_out[1:] < least).sum() / max(1, len(stand_out) - 1)
+    selective = bool((1 - fainter) ** len(given) < _CHANCE)
+    if selective:
+        pseudo = np.where((stand_out >= least)[pseudo], pseudo, 0).astype(np.int32)
+    alone = pseudo_weight == 0 or agreement_of(pseudo, drawn) < NO_TRUST  # NaN where only background is annotated
+    sets = supported_sets(np.zeros_like(pseudo) if alone else pseudo, drawn, SupportedSettings())
+    first = np.unique(sets.labels[drawn > 0])
+    values = np.append(first, np.setdiff1d(sets.labels[sets.labels > 0], first))
+    if not len(values):
+        raise ValueError(
+            "expected a cell among the annotations or what the frame shows, got background only; annotate some cells"
+        )
+    number = np.zeros(int(values.max()) + 1, np.int32)
+    number[values] = np.arange(1, len(values) + 1)
+    annotated = Annotated(labels, len(first), sets.sparse if alone else sets.pseudo, least, selective)
+    return replace(frame, proposal=replace(frame.proposal, labels=number[sets.labels]), annotated=annotated)
+
+
+def _with_stars(
+    alone: TrainedModel,
+    image: NDArray[Any],
+    annotations: Annotations,
+    settings: SupportedSettings,
+    seed: int,
+    *,
+    on_progress: Callable[[Progress], None] | None,
+    cancel: threading.Event | None,
+) -> TrainedModel:
+    """Return a network of one pass that learned the cells of an unsupervised model and the annotated ones."""
     if not isinstance(alone.graph, CellGraph):
         raise TypeError(f"expected the graph of cellulus, got {type(alone.graph).__name__}; train with cellulus")
+    pseudo = _cells(alone, image)
+    labels = annotations.on(pseudo)
     scale = alone.graph.scale
     at_scale = at_working_scale(labels, scale)
     seen, relief = seen_by(alone.graph, image)
@@ -115,9 +240,9 @@ def train_supported_cells(
         seen,
         at_working_scale(pseudo, scale),
         at_scale,
-        settings=of_stars,
+        settings=settings,
         seed=seed,
-        on_progress=second,
+        on_progress=on_progress,
         cancel=cancel,
     )
     graph = star_graph(
@@ -129,15 +254,23 @@ def train_supported_cells(
         maps=graph.maps,
         threshold=THRESHOLD,
         separation=how.to_card(),
-        settings={**alone.card.settings, "supported": asdict(of_stars)},
+        settings={**alone.card.settings, "separate": "stars", "supported": asdict(settings)},
     )
-    supported = replace(alone, graph=graph, card=card)
-    found = _cells(supported, image)
-    gain = agreement_of(found, labels) - agreement_of(pseudo, labels)
-    denied = bool((labels[pseudo > 0] < 0).any())
-    if separate != "stars" and not gain >= _GAIN and not denied:  # without annotated cells it is NaN
-        return replace(alone, card=replace(alone.card, quality=_quality(alone, found, pseudo, labels, kept=False)))
-    return replace(supported, card=replace(card, quality=_quality(alone, found, pseudo, labels, kept=True)))
+    stars = replace(alone, graph=graph, card=card)
+    found = _cells(stars, image)
+    area = np.bincount(found.ravel())[1:]
+    quality = card.quality | {
+        "cells_on_frame": len(area),
+        "median_area_px": float(np.median(area)) if len(area) else 0.0,
+        "separate": "stars",
+    }
+    return _told_quality(replace(stars, card=replace(card, quality=quality)), found, pseudo, labels)
+
+
+def _as_long(of_stars: SupportedSettings, settings: CellulusSettings) -> SupportedSettings:
+    """Return the settings with steps in proportion to those of the offsets."""
+    share = settings.n_steps / CellulusSettings().n_steps
+    return replace(of_stars, n_steps=math.ceil(of_stars.n_steps * share))
 
 
 def star_graph(network: StarNetwork, unsupervised: CellGraph, least_relief: float) -> StarGraph:
@@ -177,35 +310,6 @@ def at_working_scale(labels: Labels, scale: WorkingScale) -> Labels:
     return np.ascontiguousarray(labels[index[0][:, None], index[1]])
 
 
-def _told(image: NDArray[Any], drawn: Labels, given: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of the cells, by the drawn ones where they contradict the frame."""
-    if not (drawn > 0).any():
-        return given
-    known = dict(given)
-    areas = np.bincount(drawn[drawn > 0])
-    drawn_px = 2 * math.sqrt(float(np.median(areas[areas > 0])) / math.pi)
-    readings: list[tuple[float, dict[str, Any]]] = []
-    try:
-        frame = read_cell_frame(image, **known)
-    except ValueError:  # nothing of a cell's size is seen: what was drawn may help
-        known["diameter_px"] = given["diameter_px"] or drawn_px
-    else:
-        if given["diameter_px"] is None and not 1 / _FAR < drawn_px / frame.diameter_px < _FAR:
-            known["diameter_px"] = drawn_px
-        else:
-            readings.append((_agreement(frame, drawn) + _HEADSTART, known))
-            if readings[0][0] > _POOR + _HEADSTART:
-                return known
-    for sign in ("bright", "dark") if given["cells"] is None else (given["cells"],):
-        for criterion in CRITERIA if given["foreground"] is None else (given["foreground"],):
-            other = {**known, "cells": sign, "foreground": criterion}
-            try:
-                readings.append((_agreement(read_cell_frame(image, **other), drawn), other))
-            except ValueError:
-                continue
-    return max(readings, key=lambda each: each[0])[1] if readings else given
-
-
 def _agreement(frame: CellFrame, drawn: Labels) -> float:
     return agreement_of(frame.proposal.labels, at_working_scale(drawn, frame.scale))
 
@@ -224,42 +328,40 @@ def least_relief(usual: float, relief: NDArray[np.float32], annotations: Labels)
     return min([usual, *(0.5 * float(np.percentile(relief[annotations == k], 75)) for k in numbers)])
 
 
-def _quality(alone: TrainedModel, found: Labels, pseudo: Labels, labels: Labels, *, kept: bool) -> dict[str, Any]:
-    """Return the quality card: the annotated cells before and after, and whether their network is kept."""
-    n = len(np.unique(labels[labels > 0]))
-    quality = {**alone.card.quality, "annotated_cells": n}
-    if kept:
-        area = np.bincount(found.ravel())[1:]
-        quality |= {
-            "cells_on_frame": int(found.max(initial=0)),
-            "median_area_px": float(np.median(area)) if len(area) else 0.0,
-            "separate": "stars",
-        }
+def _told_quality(model: TrainedModel, found: Labels, proposed: Labels, labels: Labels) -> TrainedModel:
+    """Return the model with a quality card that says how well the annotated cells are met."""
+    quality = {**model.card.quality, "annotated_cells": len(np.unique(labels[labels > 0]))}
+    n = quality["annotated_cells"]
     if not n:
-        return quality | {"annotations": "no annotated cell, known background only"}
-    before, after = agreement_of(pseudo, labels), agreement_of(found, labels)
-    quality |= {"annotated_iou_before": before, "annotated_iou": after if kept else before}
-    cells = "1 annotated cell" if n == 1 else f"{n} annotated cells"
-    told = f"{cells}: without annotation {before:.2f} overlap with the cells found, with it {after:.2f}"
-    if not kept:
-        return quality | {
-            "annotations": f"{told}; the model without annotation is as good and stays (--separate stars)"
-        }
-    total, good = quality["cells_on_frame"], after >= _GOOD
-    return quality | {
-        "annotations": f"{told} (intersection over union, of cells that were learned from)",
-        "advice": "green" if good else "amber",
-        "advice_sentence": f"Ready: {total} cells; look at some that were not annotated, and annotate those that are "
-        "wrong."
-        if good
-        else f"{total} cells, but the annotated ones are met with {after:.2f} only: annotate a few more, of all kinds.",
+        quality["annotations"] = "no annotated cell, known background only"
+        return replace(model, card=replace(model.card, quality=quality))
+    before, after = agreement_of(proposed, labels), agreement_of(found, labels)
+    total = quality["cells_on_frame"]
+    quality |= {
+        "annotated_iou_before": before,
+        "annotated_iou": after,
+        "annotations": f"{'1 annotated cell' if n == 1 else f'{n} annotated cells'}: {before:.2f} overlap with the "
+        f"cells found before they were learned from, {after:.2f} after it (intersection over union)",
     }
+    if after < _GOOD:
+        quality |= {
+            "advice": "amber",
+            "advice_sentence": f"{total} cells, but the annotated ones are met with {after:.2f} only: annotate a few "
+            "more, of all kinds.",
+        }
+    elif quality["separate"] == "stars":
+        quality |= {
+            "advice": "green",
+            "advice_sentence": f"Ready: {total} cells; look at some that were not annotated, and annotate those that "
+            "are wrong.",
+        }
+    return replace(model, card=replace(model.card, quality=quality))
 
 
 def _both(
-    n_first: int, n_second: int, on_progress: Callable[[Progress], None] | None
+    n_first: int, n_second: int, cost: float, on_progress: Callable[[Progress], None] | None
 ) -> tuple[Callable[[Progress], None] | None, Callable[[Progress], None] | None]:
-    """Return what hears of the first and the second half and tells of the whole."""
+    """Return what hears of both halves and tells of the whole; a step of the second takes `cost` times the first's."""
     if on_progress is None:
         return None, None
     n_steps = n_first + n_second
@@ -269,7 +371,7 @@ def _both(
         left = part.n_steps - part.step
         if left and math.isfinite(part.eta_s):
             step_s[0] = part.eta_s / left
-        eta_s = part.eta_s + _STEP_COST * step_s[0] * n_second
+        eta_s = part.eta_s + cost * step_s[0] * n_second
         done = min(n_first, part.step)
         on_progress(replace(part, step=done, n_steps=n_steps, eta_s=eta_s, note="cells without annotation"))
 

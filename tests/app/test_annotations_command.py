@@ -41,7 +41,7 @@ def test_train_verify_info_detect_log(capsys, snap, labels, tmp_path):
     assert main(["verify", model]) == 0
     assert "passed" in capsys.readouterr().out
     assert main(["info", model]) == 0
-    assert "3 annotated cells: without annotation" in " ".join(capsys.readouterr().out.split())
+    assert "3 annotated cells: 0." in " ".join(capsys.readouterr().out.split())
     table = tmp_path / "found.csv"
     assert main(["detect", model, str(snap), "-o", str(table)]) == 0
     rows = np.genfromtxt(table, delimiter=",", names=True, dtype=None, encoding="utf-8")

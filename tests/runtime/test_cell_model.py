@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,18 @@ def test_small_things_are_no_cells():
     foreground = discs((30, 30)) | discs((30, 70), radius=2)
     found = cells_of(maps_of(foreground, [(30, 30), (30, 70)]), np.zeros(foreground.shape), VOTES)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("how", [VOTES, WATERSHED], ids=["votes", "watershed"])
+def test_unlikely_cells_go(how):
+    middles = [(30, 20), (30, 50), (30, 80)]
+    maps = maps_of(discs(*middles), middles)
+    maps["foreground"][:, 40:60] *= 0.75
+    found = cells_of(maps, np.zeros((64, 96)), replace(how, least_score=0.7))
+    assert np.sort(found.x_px) == pytest.approx([20, 80], abs=0.5)
+    assert sorted(np.unique(found.labels)) == [0, 1, 2]
+    assert found.score == pytest.approx([0.8, 0.8])
+    assert len(cells_of(maps, np.zeros((64, 96)), replace(how, least_score=0.55))) == 3
 
 
 def test_no_foreground_is_no_cells():

@@ -60,7 +60,7 @@ def test_cores_lie_deeper_than_the_rim_but_a_frame_ends_no_cell():
 
 
 def test_packed_cells_are_learned_as_cores():
-    rim = CellComposer(*_frame(), 20.0, replace(SMALL, pasted_share=0.0), 2.0)
+    rim = CellComposer(*_frame(), 20.0, replace(SMALL, pasted_share=0.0), rim_px=2.0)
     whole = CellComposer(*_frame(), 20.0, replace(SMALL, pasted_share=0.0))
     cored, plain = (made.batch(8, np.random.default_rng(0)).labelled for made in (rim, whole))
     assert not (cored & ~plain).any()
@@ -95,3 +95,26 @@ def test_a_frame_smaller_than_a_crop_is_shown_whole():
     relief = np.where(labels > 0, 100, 0).astype(np.float32)
     batch = CellComposer(relief, relief, 1.0, labels, 20.0, CellulusSettings()).batch(2, np.random.default_rng(0))
     assert batch.labelled.shape == (2, 40, 40)
+
+
+def test_annotated_cells_are_shown_whatever_their_shape():
+    labels = np.zeros(Y.shape, np.int32)
+    labels[disc(40, 40) | disc(40, 57)] = 1  # nobody would take it for one cell
+    labels[disc(120, 120)] = 2
+    relief = np.where(labels > 0, 100, 0).astype(np.float32)
+    known = np.ones(Y.shape, bool)
+    known[:, 90:] = False
+
+    def made(pseudo_weight, **given):
+        settings = replace(SMALL, pseudo_weight=pseudo_weight, pasted_share=1.0, sizes=(1.0, 1.0))
+        return CellComposer(relief, relief, 1.0, labels, 20.0, settings, n_given=1, **given)
+
+    assert made(0.0).trusted.tolist() == [True, True, True]
+    assert [cutout.mask.sum() for cutout in made(0.0).given] == [(labels == 1).sum()]
+    rng = np.random.default_rng(0)
+    area = {a: [int(one.sum()) for one in made(a).batch(16, rng).labelled] for a in (0.0, 1.0)}
+    assert np.median(area[0.0]) > 1.2 * np.median(area[1.0])
+    half = made(0.0, known=known)
+    assert half.trusted.tolist() == [True, True, True, False]
+    batch = half.batch(16, rng)
+    assert 0.1 < batch.known.float().mean() < 0.95

@@ -20,7 +20,12 @@ from oneframe.trainer.cellulus import detect, read_cell_frame
 from oneframe.trainer.star_graph import StarGraph
 from oneframe.trainer.star_targets import star_targets
 from oneframe.trainer.supported import StarNetwork, agreement_of
-from oneframe.trainer.supported_cells import _told, at_working_scale, star_separation
+from oneframe.trainer.supported_cells import (
+    at_working_scale,
+    read_annotated_frame,
+    star_separation,
+    with_annotations,
+)
 
 
 def cells(side=160, seed=3, diameter_px=22):
@@ -104,28 +109,25 @@ def test_the_card_says_what_the_annotations_brought(lab):
     found = load_model(lab.path).detect(lab.image)
     assert quality["annotated_iou"] == pytest.approx(agreement_of(found.labels, lab.annotations.labels), abs=0.01)
     assert quality["cells_on_frame"] == pytest.approx(len(found), abs=1)
-    assert f"3 annotated cells: without annotation {quality['annotated_iou_before']:.2f}" in quality["annotations"]
+    assert f"3 annotated cells: {quality['annotated_iou_before']:.2f} overlap" in quality["annotations"]
     assert lab.card.maps == ("probability", "rays_px")
     assert lab.card.separation["by"] == "stars"
 
 
-def test_where_the_unsupervised_cells_are_those_annotated_their_model_stays():
+def test_clicks_name_the_cells_of_the_model_without_annotation():
     image, truth = cells(96)
-    alone = train(image, method="cellulus", steps=2, separate="classical")
-    labels = detect(alone.graph, image, Separation.from_card(alone.card.separation)).labels
-    y, x = np.argwhere(labels > 0)[0]
-    trained = train(
-        image, method="cellulus", steps=2, separate="classical",
-        annotations=Annotations(np.zeros_like(truth), np.array([[y, x]], np.float32)),
-    )  # fmt: skip
-    assert trained.card.maps == alone.card.maps
-    assert trained.card.separation == alone.card.separation
-    assert trained.card.quality["annotated_iou"] == 1.0
-    assert "the model without annotation is as good and stays" in trained.card.quality["annotations"]
-    wrong = Annotations(np.zeros_like(truth), background_clicks=np.array([[y, x]], np.float32))
-    told = train(image, method="cellulus", steps=2, separate="classical", annotations=wrong).card
-    assert told.separation["by"] == "stars"  # a cell that is none can only be unlearned
-    assert "known background only" in told.quality["annotations"]
+    how = {"method": "cellulus", "steps": 2, "separate": "classical"}
+    alone = train(image, **how)
+    before = detect(alone.graph, image, Separation.from_card(alone.card.separation)).labels
+    y, x = np.argwhere(before > 0)[0]
+    here, nothing = np.array([[y, x]], np.float32), np.zeros_like(truth)
+    reports = []
+    right = train(image, **how, annotations=Annotations(nothing, here), on_progress=reports.append).card.quality
+    assert right["annotated_iou_before"] == 1.0
+    assert right["annotated_cells"] == 1
+    wrong = train(image, **how, annotations=Annotations(nothing, background_clicks=here)).card.quality
+    assert "known background only" in wrong["annotations"]
+    assert len(reports) == 0  # nothing is learned for the plain method
 
 
 def test_progress_covers_both_halves(lab):
@@ -178,16 +180,84 @@ def test_drawn_cells_tell_their_size_and_polarity():
     image, truth = cells(200)
     dark = (image.max() - image).astype(np.uint16)
     some = drawn(truth, 0, 1, 2, 3).labels
-    nothing = {"diameter_px": None, "cells": None, "foreground": None}
-    frame = read_cell_frame(dark, **_told(dark, some, nothing))
+    frame = read_annotated_frame(dark, some)
     assert frame.sign == -1
     assert agreement_of(frame.proposal.labels, at_working_scale(some, frame.scale)) > 0.4
-    assert _told(dark, np.zeros_like(some), nothing) == nothing
-    known = {"diameter_px": 9.0, "cells": "bright", "foreground": "contrast"}
-    assert _told(image, some, known) == known
+    usual = read_cell_frame(image)
+    same = read_annotated_frame(image, np.zeros_like(some))
+    assert (same.criterion, same.sign, same.diameter_px) == (usual.criterion, usual.sign, usual.diameter_px)
+    known = read_annotated_frame(image, some, diameter_px=9.0, cells="bright", foreground="edges")
+    assert (known.criterion, known.sign, known.diameter_px) == ("edges", 1, 9.0)
     small = np.zeros_like(some)
     small[50:57, 50:57] = 1
-    assert _told(image, small, nothing)["diameter_px"] == pytest.approx(7 * 2 / np.sqrt(np.pi))
+    assert read_annotated_frame(image, small).diameter_px == pytest.approx(7 * 2 / np.sqrt(np.pi))
+
+
+def bright_and_faint(faint=30.0):
+    """Return a frame of six bright discs and six faint ones, and the labels of both, bright ones first."""
+    image, labels = np.full((200, 300), 100.0), np.zeros((200, 300), np.int32)
+    y, x = np.mgrid[:200, :300]
+    for k in range(12):
+        disc = np.hypot(y - 50 - 100 * (k % 2), x - 25 - 50 * (k // 2)) < 11
+        labels[disc] = 1 + k // 2 + 6 * (k % 2)
+        image[disc] += faint if k % 2 else 100.0
+    noise = np.random.default_rng(0).normal(0, 2, image.shape)
+    return (image + noise).astype(np.float32), labels
+
+
+def test_cells_unlike_the_annotated_ones_go():
+    image, truth = bright_and_faint()
+    some = np.where((truth > 0) & (truth < 4), truth, 0).astype(np.int32)
+    frame = read_annotated_frame(image, some, diameter_px=22.0)
+    assert frame.proposal.labels.max() == 12
+    told = with_annotations(frame, some, 0.7)
+    assert told.annotated.selective
+    assert told.annotated.n_cells == 3
+    assert told.proposal.labels.max() == 6
+    assert figures(np.where(truth < 7, truth, 0), told.proposal.labels).f1 == 1.0
+    assert set(np.unique(told.proposal.labels[some > 0])) == {1, 2, 3}
+    assert told.annotated.known.mean() > 0.95
+    trained = train(
+        image, method="cellulus", annotations=Annotations(some), diameter_px=22.0, separate="classical", steps=1
+    )
+    found = detect(trained.graph, image, Separation.from_card(trained.card.separation)).labels
+    assert figures(np.where(truth < 7, truth, 0), found).f1 == 1.0
+    assert figures(np.where(truth < 7, truth, 0), found).matched_iou > 0.85  # not trimmed
+    few = np.where(truth == 1, 1, 0).astype(np.int32)
+    assert not with_annotations(frame, few, 0.7).annotated.selective  # every second cell may be fainter than any one
+    everywhere = with_annotations(frame, np.where(np.isin(truth, (1, 7)), truth, 0).astype(np.int32), 0.7)
+    assert not everywhere.annotated.selective
+    assert everywhere.proposal.labels.max() == 12
+
+
+def test_annotated_cells_alone():
+    image, truth = bright_and_faint()
+    some = np.where(truth == 2, 5, 0).astype(np.int32)
+    some[0, :] = -1
+    told = with_annotations(read_annotated_frame(image, some, diameter_px=22.0), some, 0.0)
+    assert told.proposal.labels.max() == told.annotated.n_cells == 1
+    assert told.annotated.known.mean() < 0.2
+    assert told.annotated.known[0].all()
+    assert told.annotated.met_by(np.where(truth == 2, 1, 0).astype(np.int32)) == 1.0
+    assert told.annotated.met_by(np.ones_like(some)) < 0
+    nothing = np.full_like(some, -1)
+    with pytest.raises(ValueError, match="background only; annotate some cells"):
+        with_annotations(read_annotated_frame(image, nothing, diameter_px=22.0), nothing, 0.7)
+
+
+def test_the_file_of_annotated_offsets_finds_what_torch_finds(tmp_path):
+    image, truth = bright_and_faint()
+    some = np.where((truth > 0) & (truth < 4), truth, 0).astype(np.int32)
+    trained = train(
+        image, method="cellulus", annotations=Annotations(some), diameter_px=22.0, separate="network", steps=30
+    )
+    card = export(trained, tmp_path / "cells.onnx")
+    found = load_model(tmp_path / "cells.onnx").detect(image)
+    expected = detect(trained.graph, image, Separation.from_card(card.separation), card.threshold)
+    assert (found.labels == expected.labels).mean() > 0.999
+    assert found.labels[truth > 6].max() == 0  # faint, whatever the network has learned
+    assert card.quality["annotated_cells"] == 3
+    assert 0 < card.separation["least_score"] < found.score.min()
 
 
 def test_what_is_refused():
