@@ -8,7 +8,7 @@ from torch import Tensor
 
 from oneframe.trainer.crops import Normalisation
 from oneframe.trainer.likelihood import LikelihoodFit, Likeness
-from oneframe.trainer.lodestar_network import STRIDE_PX, LodestarNetwork, LodestarSettings
+from oneframe.trainer.lodestar_network import LodestarNetwork, LodestarSettings
 from oneframe.trainer.peaks import PeakGraph
 
 
@@ -33,9 +33,9 @@ class LodestarGraph(PeakGraph):
         sigma_px: float,
         likeness: Likeness | None,
     ) -> None:
-        cells = diameter_px / (STRIDE_PX * pooling)
+        cells = diameter_px / (network.stride_px * pooling)
         super().__init__(
-            stride_px=STRIDE_PX,
+            stride_px=network.stride_px,
             reach_cells=reach_cells,
             averaged_cells=settings.averaged_cells,
             peak_cells=max(1, round(0.25 * cells)),
@@ -71,7 +71,7 @@ class LodestarGraph(PeakGraph):
 
     def pooled(self, pixels: Tensor) -> Tensor:
         """Average pixels (H, W) down; every pixel gets into a cell, also for odd sizes."""
-        extra = STRIDE_PX * self.pooling - 1
+        extra = self.stride_px * self.pooling - 1
         pixels = F.pad(pixels[None, None], (0, extra, 0, extra), mode="replicate")
         if self.pooling > 1:
             pixels = F.avg_pool2d(pixels, self.pooling)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from oneframe.trainer.crops import Views
 
-STRIDE_PX = 2
-"""Edge of a cell of the prediction grid, in (pooled) pixels."""
+FINE_PX, COARSE_PX = 2, 4
+"""Edges that a cell of the prediction grid can have, in (pooled) pixels."""
+COARSE_FROM_PX = 9.0
+"""From this diameter on, (pooled) pixels, cells are `COARSE_PX` wide: the fit to the pixels needs no finer ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,12 @@ class LodestarSettings:
     border."""
     channels: int = 16
     """Width of the network."""
-    n_convolutions: int = 8
-    """3x3 convolutions after the stem."""
+    stride_px: int | None = None
+    """Edge of a cell of the prediction grid, 2 or 4 pixels (pooled ones); None: from the size of the particle."""
+    n_convolutions: int | None = None
+    """3x3 convolutions, the stem counted as one; None: 8 with cells of 2 px, 5 with cells of 4 px, which see as far."""
     paper_network: bool = False
-    """Three full-resolution layers and pooling in place of the stem."""
+    """Three full-resolution layers and pooling in place of the stem; cells of 2 px."""
     training_scale: int | None = None
     """Pixels that are averaged along each axis before anything else; None: from the size of the particle."""
     gain: tuple[float, float] | None = None
@@ -76,6 +80,7 @@ PRESETS = {
         n_views=8,
         n_cut=0,
         paper_network=True,
+        stride_px=FINE_PX,
         channels=32,
         gain=(1.0, 1.0),
         size=(1.0, 1.0),
@@ -93,25 +98,34 @@ PRESETS = {
 """Named settings; `paper`: network, loss and schedule of the paper and its public code (5000 steps of 8 views)."""
 
 
+def stride_for(diameter_px: float, settings: LodestarSettings) -> int:
+    """Return the edge of a cell for particles of this diameter, both in (pooled) pixels."""
+    return settings.stride_px or (COARSE_PX if settings.fit and diameter_px >= COARSE_FROM_PX else FINE_PX)
+
+
 class LodestarNetwork(nn.Module):
-    """Predicts from an image (B, C, H, W) a grid of (dy, dx, rho), shape (B, 3, H/2, W/2).
+    """Predicts from an image (B, C, H, W) a grid of (dy, dx, rho), shape (B, 3, H/s, W/s), s the edge of a cell.
 
     Differs from the paper, unless `paper_network`: a 6x6 convolution with stride 2 in place of full-resolution layers
     and pooling (the same as space-to-depth and a 3x3 convolution), at half the cost and at least the accuracy on all
-    five shapes of the paper's Figure 1.
+    five shapes of the paper's Figure 1; with cells of 4 px, on pixels that are averaged in pairs, at a fourteenth.
     """
 
-    def __init__(self, n_channels: int, settings: LodestarSettings) -> None:
+    def __init__(self, n_channels: int, settings: LodestarSettings, stride_px: int = FINE_PX) -> None:
         super().__init__()
+        self.stride_px = stride_px
         width = settings.channels
+        n_convolutions = settings.n_convolutions or (8 if stride_px == FINE_PX else 5)
         layers: list[nn.Module] = []
         if settings.paper_network:
             for n_inputs in (n_channels, width, width):
                 layers += [nn.Conv2d(n_inputs, width, 3, padding=1), nn.ReLU()]
-            layers += [nn.MaxPool2d(STRIDE_PX), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+            layers += [nn.MaxPool2d(FINE_PX), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
         else:
-            layers += [nn.Conv2d(n_channels, width, 6, stride=STRIDE_PX, padding=2), nn.ReLU()]
-        for _ in range(settings.n_convolutions - 1):
+            if stride_px > FINE_PX:
+                layers.append(nn.AvgPool2d(stride_px // FINE_PX))
+            layers += [nn.Conv2d(n_channels, width, 6, stride=FINE_PX, padding=2), nn.ReLU()]
+        for _ in range(n_convolutions - 1):
             layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(width, 3, 1)
@@ -122,11 +136,11 @@ class LodestarNetwork(nn.Module):
         return grid
 
 
-def cell_positions(grid: Tensor) -> Tensor:
+def cell_positions(grid: Tensor, stride_px: int) -> Tensor:
     """Return the position that each cell predicts, (B, 2, h, w), px relative to the centre of the view."""
     h, w = grid.shape[-2:]
-    y = (torch.arange(h, device=grid.device) - (h - 1) / 2) * STRIDE_PX
-    x = (torch.arange(w, device=grid.device) - (w - 1) / 2) * STRIDE_PX
+    y = (torch.arange(h, device=grid.device) - (h - 1) / 2) * stride_px
+    x = (torch.arange(w, device=grid.device) - (w - 1) / 2) * stride_px
     return grid[:, :2] + torch.stack(torch.meshgrid(y, x, indexing="ij"))
 
 
@@ -135,7 +149,9 @@ def averaged_weights(rho: Tensor, n_cells: int) -> Tensor:
     return F.avg_pool2d(torch.sigmoid(rho)[:, None], n_cells, 1, n_cells // 2)[:, 0]
 
 
-def consensus(grid: Tensor, reach_cells: int, n_cells: int, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def consensus(
+    grid: Tensor, reach_cells: int, n_cells: int, *, stride_px: int, keep: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Average each view's predictions with their weights, near the peak of the weights.
 
     The weighted average of the paper, taken only within `reach_cells` of the peak, as the deployed graph does.
@@ -146,6 +162,8 @@ def consensus(grid: Tensor, reach_cells: int, n_cells: int, keep: Tensor | None 
     reach_cells : int
     n_cells : int
         As in `averaged_weights`.
+    stride_px : int
+        Edge of a cell.
     keep : (B, h, w) of 0 and 1, optional
         Weights that are not left out by dropout.
 
@@ -163,14 +181,20 @@ def consensus(grid: Tensor, reach_cells: int, n_cells: int, keep: Tensor | None 
     near = near_row & ((column - (peak % w)[:, None, None]).abs() <= reach_cells)
     weight = weight * near if keep is None else weight * near * keep
     share = (weight + 1e-6 * near) / (weight + 1e-6 * near).sum((1, 2), keepdim=True)
-    predicted = cell_positions(grid)
+    predicted = cell_positions(grid, stride_px)
     position = (predicted * share[:, None]).sum((2, 3))
     spread = ((predicted - position[:, :, None, None]).abs().sum(1) * share).sum((1, 2))
     return position, spread
 
 
 def lodestar_loss(
-    grid: Tensor, views: Views, settings: LodestarSettings, reach_cells: int, generator: torch.Generator
+    grid: Tensor,
+    views: Views,
+    settings: LodestarSettings,
+    reach_cells: int,
+    generator: torch.Generator,
+    *,
+    stride_px: int,
 ) -> Tensor:
     """Return the training loss: all views agree (equivariance), all cells of a view agree (internal consistency).
 
@@ -179,7 +203,7 @@ def lodestar_loss(
     The paper, Methods, "Training": the between and the within loss.
     """
     keep = (torch.rand(grid[:, 2].shape, generator=generator) >= settings.dropout).to(grid.dtype)
-    position, spread = consensus(grid, reach_cells, settings.averaged_cells, keep)
+    position, spread = consensus(grid, reach_cells, settings.averaged_cells, stride_px=stride_px, keep=keep)
     in_source = views.to_source(position)
     agreed = in_source[: views.n_whole].mean(0)
     whole = (in_source[: views.n_whole] - agreed).abs().sum()

@@ -117,7 +117,7 @@ def test_consensus_is_the_weighted_mean_near_the_peak():
     grid[:, 2] = -20
     grid[0, 2, 2, 3] = grid[0, 2, 2, 4] = 5
     grid[0, 0, 2, 3] = 0.5
-    position, spread = consensus(grid, 2, 1)
+    position, spread = consensus(grid, 2, 1, stride_px=2)
     # cells (2, 3) and (2, 4) stand at y = (2 - 3.5) * 2, x = (3 - 3.5) * 2 and (4 - 3.5) * 2
     np.testing.assert_allclose(position.numpy(), [[-3 + 0.25, 0.0]], atol=1e-3)
     assert spread.item() == pytest.approx(1 + 0.25, abs=1e-3)
