@@ -296,7 +296,8 @@ def _lesson_from(
     size = settings.size or (min(v.size[0] for v in seen), max(v.size[1] for v in seen))
     gain = settings.gain or (min(v.gain[0] for v in seen), max(v.gain[1] for v in seen))
     stride_px = stride_for(diameter, settings)
-    view_px = int(max(40, stride_px * math.ceil((diameter * max(1.0, size[1]) + 24) / stride_px)))
+    step_px = stride_px * (2 if settings.split_cells else 1)
+    view_px = int(max(40, step_px * math.ceil((diameter * max(1.0, size[1]) + 24) / step_px)))
     brightness = np.array([own.scale / normalisation.scale for own in each])
     view = ViewSettings(
         view_px,
@@ -359,8 +360,7 @@ def _likeness(lesson: Lesson, quality: Quality, diameter_px: float) -> Likeness:
 @torch.no_grad()
 def _set_level(network: LodestarNetwork, quality: Quality) -> None:
     """Shift rho so that a view's peak has w = 0.9; the loss fixes only ratios of weights."""
-    if network.head.bias is not None:
-        network.head.bias[2] += math.log(0.9 / 0.1) - quality.peak_rho
+    network.add_to_rho(math.log(0.9 / 0.1) - quality.peak_rho)
 
 
 def _pooled(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:

@@ -71,7 +71,7 @@ class LodestarGraph(PeakGraph):
 
     def pooled(self, pixels: Tensor) -> Tensor:
         """Average pixels (H, W) down; every pixel gets into a cell, also for odd sizes."""
-        extra = self.stride_px * self.pooling - 1
+        extra = self.network.step_px * self.pooling - 1
         pixels = F.pad(pixels[None, None], (0, extra, 0, extra), mode="replicate")
         if self.pooling > 1:
             pixels = F.avg_pool2d(pixels, self.pooling)
