@@ -145,7 +145,9 @@ class LikelihoodFit(nn.Module):
     grid_x: Tensor
     identity: Tensor
 
-    def forward(self, image: Tensor, y: Tensor, x: Tensor, sigma_px: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, y: Tensor, x: Tensor, sigma_px: Tensor, *, scale: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return better y and x and their standard deviations, each (N,).
 
         Where the pixels do not support the fit, the position stays and `sigma_px` (N,) stands.
@@ -153,12 +155,13 @@ class LikelihoodFit(nn.Module):
         Parameters
         ----------
         image : (H, W)
-            Normalised pixels.
+            Pixels less the background, `scale` times the normalised ones.
         y, x : (N,)
             Where the network sees particles.
         """
         row, column = torch.round(y), torch.round(x)
         pixels, inside = self._patches(image, row, column)
+        pixels = pixels / scale
         alike = torch.argmax(pixels @ self.bank.T, 1)
         source, hand, angle = torch.split(self.bank_pose[alike], 1, 1)
         move_y, move_x = torch.split(self.bank_move[alike], 1, 1)

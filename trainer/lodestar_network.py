@@ -5,6 +5,7 @@ Midtvedt et al., Single-shot self-supervised object detection in microscopy, Nat
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -121,6 +122,8 @@ class LodestarNetwork(nn.Module):
         self.stride_px = stride_px
         width = settings.channels
         self.split = 2 if settings.split_cells else 1
+        self.averaged: nn.Module = nn.Identity()
+        self.margin_px = 0
         n_convolutions = settings.n_convolutions or (5 if settings.split_cells else 8)
         layers: list[nn.Module] = []
         if settings.paper_network:
@@ -129,29 +132,44 @@ class LodestarNetwork(nn.Module):
             layers += [nn.MaxPool2d(FINE_PX), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
         else:
             if stride_px > FINE_PX:
-                layers.append(nn.AvgPool2d(stride_px // FINE_PX))
+                self.averaged = nn.AvgPool2d(stride_px // FINE_PX, ceil_mode=True)
             step = FINE_PX * self.split
-            layers += [nn.Conv2d(n_channels, width, step + 4, stride=step, padding=2), nn.ReLU()]
+            self.margin_px = step - 1
+            layers += [nn.Conv2d(n_channels, width, step + 4, stride=step), nn.ReLU()]
         for _ in range(n_convolutions - 1):
             layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(width, 3 * self.split**2, 1)
 
-    @property
-    def step_px(self) -> int:
-        """The sides of an image are cut to multiples of this."""
-        return self.stride_px * self.split
+    def blocks(self, image: Tensor) -> Tensor:
+        """Return the grid as `PeakGraph` takes it: (B, 3 split^2, h, w), the cells of a block row after row."""
+        pixels = self.averaged(image)
+        if self.margin_px:
+            # as many cells as cover all pixels
+            pixels = F.pad(pixels, (2, 2 + self.margin_px, 2, 2 + self.margin_px))
+        grid: Tensor = self.head(self.body(pixels))
+        return grid
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the prediction grid."""
-        grid: Tensor = self.head(self.body(image))
-        return grid if self.split == 1 else F.pixel_shuffle(grid, self.split)
+        blocks = self.blocks(image)
+        if self.split == 1:
+            return blocks
+        by_value = blocks.unflatten(1, (self.split**2, 3)).transpose(1, 2).flatten(1, 2)
+        return F.pixel_shuffle(by_value, self.split)
+
+    @torch.no_grad()
+    def folded(self, scale: float) -> LodestarNetwork:
+        """Return a copy that divides its input by `scale`."""
+        copied = copy.deepcopy(self)
+        next(copied.body.parameters()).div_(scale)
+        return copied
 
     @torch.no_grad()
     def add_to_rho(self, step: float) -> None:
         """Change all weights, before the sigmoid, by the same step."""
         if self.head.bias is not None:
-            self.head.bias.view(3, -1)[2] += step
+            self.head.bias[2::3] += step
 
 
 def cell_positions(grid: Tensor, stride_px: int) -> Tensor:
