@@ -110,6 +110,7 @@ class LikelihoodFit(nn.Module):
         self.register_buffer("bank_pose", torch.stack([source, hand, angle], -1))
         seen_from_middle = torch.einsum("bji,bj->bi", turned, likeness.seen_px[source.long()])
         self.register_buffer("bank_move", seen_from_middle)
+        self.register_buffer("edge", v)
         self.register_buffer("grid_y", grid_yx[:, 0].clone())
         self.register_buffer("grid_x", grid_yx[:, 1].clone())
         self.register_buffer("identity", torch.eye(5 if self.has_angle else 4))
@@ -130,10 +131,13 @@ class LikelihoodFit(nn.Module):
         v = np.arange(-self.reach_px, self.reach_px + 1)
         place = np.clip(half + v - shifts.numpy()[:, None], 0, samples.shape[-1] - 1)  # (S, size)
         table = coefficients[:, place[:, None, :, None], place[None, :, None, :]]  # (M, S, S, size, size)
-        self.register_buffer("table", torch.from_numpy(table.reshape(-1, self.size**2).astype(np.float32)))
+        table = np.concatenate([table.reshape(-1, self.size**2), np.ones((1, self.size**2))])  # and the background
+        self.register_buffer("table", torch.from_numpy(table.astype(np.float32)))
         self.register_buffer("shifts", shifts.float())
+        self.register_buffer("background", torch.tensor([[0.0], [1.0], [0.0], [0.0]]))
 
     table: Tensor
+    background: Tensor
     shifts: Tensor
     atlas: Tensor
     atlas_scale: Tensor
@@ -141,6 +145,7 @@ class LikelihoodFit(nn.Module):
     bank: Tensor
     bank_pose: Tensor
     bank_move: Tensor
+    edge: Tensor
     grid_y: Tensor
     grid_x: Tensor
     identity: Tensor
@@ -193,12 +198,13 @@ class LikelihoodFit(nn.Module):
         model, jacobian, near = self._model(at, hand, middle)
         variance = self.noise.variance(model)
         rest = pixels - at.background - at.gain * model
-        say = inside * near / (1 + (rest**2 / (OUTLIER**2 * at.scatter * variance)) ** 2)
+        strange = rest * rest / (OUTLIER**2 * at.scatter * variance)
+        say = inside * near / (1 + strange * strange)
         weighted = jacobian * (say / variance)[:, None]
         solution, inverse = _solved(weighted @ jacobian.mT, weighted @ pixels[..., None], self.identity)
         rest = pixels - (solution[:, None] @ jacobian)[:, 0]
         n_free = (say.sum(1, keepdim=True) - jacobian.shape[1]).clamp(min=1)
-        scatter = (say * rest**2 / variance).sum(1, keepdim=True) / n_free + 1e-12
+        scatter = (say * rest * rest / variance).sum(1, keepdim=True) / n_free + 1e-12
         gain, background, by_y, by_x, *by_angle = torch.split(solution, 1, 1)
         safe_gain = gain.clamp(min=0.05)
         angle = at.angle
@@ -226,11 +232,11 @@ class LikelihoodFit(nn.Module):
     def _patches(self, image: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """Cut patches round whole-pixel places, (N, K), and tell which of their pixels lie in the image."""
         h, w = image.shape
-        rows = row[:, None] + self.grid_y
-        columns = column[:, None] + self.grid_x
-        inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
-        place = (rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1)).to(torch.int64)
-        return F.embedding(place, image.reshape(-1, 1))[..., 0], inside.float()
+        rows, columns = row[:, None] + self.edge, column[:, None] + self.edge  # (N, size)
+        rows_inside, columns_inside = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
+        inside = (rows == rows_inside).float()[:, :, None] * (columns == columns_inside).float()[:, None]
+        place = (rows_inside.to(torch.int64) * w)[:, :, None] + columns_inside.to(torch.int64)[:, None]
+        return F.embedding(place.flatten(1), image.reshape(-1, 1)).squeeze(-1), inside.flatten(1)
 
     def _model(self, at: _Estimate, hand: Tensor, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the particle's image (N, K), its derivatives (N, P, K), and 1 for the pixels in reach, (N, K).
@@ -238,16 +244,16 @@ class LikelihoodFit(nn.Module):
         Derivatives by gain, background, y, x and, with `has_angle`, the angle.
         """
         dy, dx = self.grid_y - at.y, self.grid_x - at.x
-        near = (dy**2 + dx**2 < self.radius_px**2).to(dy.dtype)
+        near = (dy * dy + dx * dx < self.radius_px**2).to(dy.dtype)
         if not self.has_angle:
             weight_y, slope_y = _spline_weights(self.shifts - at.y)
             weight_x, slope_x = _spline_weights(self.shifts - at.x)
-            along = torch.stack([weight_y, -slope_y, weight_y], 1)[..., None]
-            across = torch.stack([weight_x, weight_x, -slope_x], 1)[:, :, None]
-            weights = (along * across)[:, :, None] * middle  # (N, 3, M, S, S)
-            found = weights.flatten(2) @ self.table  # (N, 3, K)
-            image, by_y, by_x = found.unbind(1)
-            return image, torch.stack([image, torch.ones_like(image), by_y, by_x], 1), near
+            nothing = torch.zeros_like(weight_y)
+            along = torch.stack([weight_y, nothing, -slope_y, weight_y], 1)[..., None]
+            across = torch.stack([weight_x, nothing, weight_x, -slope_x], 1)[:, :, None]
+            weights = ((along * across)[:, :, None] * middle).flatten(2)  # (N, 4, M * S * S)
+            jacobian = torch.cat([weights, self.background.expand(len(weights), 4, 1)], 2) @ self.table  # (N, 4, K)
+            return jacobian[:, 0], jacobian, near
         cosine, sine = torch.cos(at.angle), torch.sin(at.angle)
         # px from the middle of the source
         in_y, in_x = cosine * dy - (sine * hand) * dx, sine * dy + (cosine * hand) * dx

@@ -72,7 +72,8 @@ class LodestarGraph(PeakGraph):
         y, x = y * self.pooling + centre_px, x * self.pooling + centre_px
         sigma_y, sigma_x, variance = sigma_y * self.pooling, sigma_x * self.pooling, variance * self.pooling**2
         keep = (y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5)
-        return y[keep], x[keep], peak_score[keep], sigma_y[keep], sigma_x[keep], variance[keep]
+        columns = torch.stack([y, x, peak_score, sigma_y, sigma_x, variance])
+        return columns.index_select(1, torch.nonzero(keep)[:, 0]).unbind()
 
     def pooled(self, pixels: Tensor) -> Tensor:
         """Average pixels (H, W) down; every pixel gets into a cell, also for odd sizes."""

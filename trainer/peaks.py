@@ -67,23 +67,21 @@ class PeakGraph(nn.Module):
         kind = torch.arange(split**2)
         self.register_buffer("row_in_block", kind // split)
         self.register_buffer("column_in_block", kind % split)
-        self.register_buffer("beside", _steps(1))
         half = averaged_cells // 2
-        about = _steps(reach_cells + half)
-        self.register_buffer("about", about)
-        within = (about.abs() <= reach_cells).all(1).float()
-        self.register_buffer("within", within)
-        self.register_buffer("core", (about.abs() <= 1).all(1).float())
-        averaged = ((about[:, None] - about[None]).abs() <= half).all(-1).float() / averaged_cells**2
+        self.beside = _Surroundings(1, split, stride_px)
+        self.about = _Surroundings(reach_cells + half, split, stride_px)
+        steps = _steps(reach_cells + half)
+        within = (steps.abs() <= reach_cells).all(1).float()
+        averaged = ((steps[:, None] - steps[None]).abs() <= half).all(-1).float() / averaged_cells**2
         self.register_buffer("averaging", averaged * within)
+        self.register_buffer("faintest", 1e-9 * within)
+        self.register_buffer("core", (steps.abs() <= 1).all(1).float())
 
     row_in_block: Tensor
     column_in_block: Tensor
-    beside: Tensor
-    about: Tensor
-    within: Tensor
-    core: Tensor
     averaging: Tensor
+    faintest: Tensor
+    core: Tensor
 
     def found(self, blocks: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
         """Return y, x, score, variance (px^2, axes summed) and the further values of each particle, (N,) each.
@@ -97,21 +95,23 @@ class PeakGraph(nn.Module):
         threshold = threshold.clamp(min=LOWEST_SCORE)
         kind, row, column = torch.nonzero(blocks[2::n_values] >= self._lowest_rho(threshold)).unbind(1)
         score = self.score(cells, kind, row, column, h, w)
-        cell_row, cell_column = self._cell(kind, row, column)
-        place = cell_row * size[1] + cell_column
+        place = self._cell_row(kind, row) * size[1] + self._cell_column(kind, column)
         on_grid = torch.zeros(size[0] * size[1]).scatter(0, place, score)
-        is_peak = (score >= _highest_around(on_grid, size, self.peak_cells)[place]) & (score >= threshold)
-        kind, row, column, place = torch.stack([kind, row, column, place])[:, is_peak].unbind()
-        peak_score = score[is_peak]
+        highest = _highest_around(on_grid, size, self.peak_cells).index_select(0, place)
+        chosen = torch.nonzero((score >= highest) & (score >= threshold))[:, 0]
+        kind, row, column = (each.index_select(0, chosen) for each in (kind, row, column))
+        score = score.index_select(0, chosen)
         y, x, variance, values = self._local_average(cells, kind, row, column, h, w)
-        keep = self._is_best_near(size, y, x, peak_score) & torch.isfinite(y + x)
-        y, x, peak_score, variance, *values = torch.stack([y, x, peak_score, variance, *values])[:, keep].unbind()
-        return y, x, peak_score, variance, values
+        chosen = torch.nonzero(self._is_best_near(size, y, x, score) & torch.isfinite(y + x))[:, 0]
+        y, x, score, variance, *values = torch.stack([y, x, score, variance, *values]).index_select(1, chosen).unbind()
+        return y, x, score, variance, values
 
-    def _cell(self, kind: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Return row and column in the grid of cells."""
-        in_block = self.row_in_block.index_select(0, kind), self.column_in_block.index_select(0, kind)
-        return row * self.split + in_block[0], column * self.split + in_block[1]
+    def _cell_row(self, kind: Tensor, row: Tensor) -> Tensor:
+        """Return the row in the grid of cells."""
+        return row * self.split + self.row_in_block.index_select(0, kind)
+
+    def _cell_column(self, kind: Tensor, column: Tensor) -> Tensor:
+        return column * self.split + self.column_in_block.index_select(0, kind)
 
     def _lowest_rho(self, threshold: Tensor) -> Tensor:
         """Below this no agreement lifts the score to the threshold."""
@@ -126,30 +126,13 @@ class PeakGraph(nn.Module):
         Differs from the paper: c = 1 / (1 + variance / px^2) in place of 1 / (1e-6 + variance), so that a score has
         the same meaning in every model.
         """
-        near, inside, along_y, along_x = self._around(self.beside, cells, kind, row, column, h, w)
-        y, x = near[..., 0] + along_y, near[..., 1] + along_x
+        near, inside = self.beside(cells, kind, row, column, h, w)
+        dy, dx, rho, *_ = near.unbind(-1)
+        y, x = dy + self.beside.y_px, dx + self.beside.x_px
         away_y, away_x = y - weighted_mean(y, inside), x - weighted_mean(x, inside)
         variance = weighted_mean(away_y * away_y + away_x * away_x, inside)[:, 0]
-        rho = near[:, len(self.beside) // 2, 2]
-        log_score: Tensor = self.alpha * F.logsigmoid(rho) - self.beta * torch.log1p(variance)
+        log_score: Tensor = self.alpha * F.logsigmoid(rho[:, 4]) - self.beta * torch.log1p(variance)
         return torch.exp(log_score)
-
-    def _around(
-        self, steps: Tensor, cells: Tensor, kind: Tensor, row: Tensor, column: Tensor, h: int, w: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the cells (N, K, 3 + V) at steps (K, 2), if they are in the grid (N, K), and the steps in px, (K,)."""
-        in_block = torch.stack([self.row_in_block, self.column_in_block], -1)[:, None] + steps  # (split^2, K, 2)
-        block = torch.div(in_block, self.split, rounding_mode="floor")
-        step_row, step_column = block.unbind(-1)
-        other = ((in_block - block * self.split) * torch.tensor([self.split, 1])).sum(-1)
-        # embedding becomes one Gather; fancy indexing becomes a Reshape, which ONNX forbids for no peaks at all
-        rows = row[:, None] + step_row.index_select(0, kind)
-        columns = column[:, None] + step_column.index_select(0, kind)
-        inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
-        block_place = rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1)
-        near = F.embedding(block_place * self.split**2 + other.index_select(0, kind), cells)
-        along_y, along_x = (self.stride_px * steps).to(cells.dtype).unbind(-1)
-        return near, inside.to(cells.dtype), along_y, along_x
 
     def _local_average(
         self, cells: Tensor, kind: Tensor, row: Tensor, column: Tensor, h: int, w: int
@@ -164,19 +147,20 @@ class PeakGraph(nn.Module):
         values : list of (N,)
             Of the channels after the third.
         """
-        near, inside, along_y, along_x = self._around(self.about, cells, kind, row, column, h, w)
+        near, inside = self.about(cells, kind, row, column, h, w)
         dy, dx, rho, *values = near.unbind(-1)
-        dy, dx = dy + along_y, dx + along_x
-        say = weight = ((torch.sigmoid(rho) * inside) @ self.averaging + 1e-9 * self.within) * inside
-        first_y, first_x = weighted_mean(dy, weight * self.core), weighted_mean(dx, weight * self.core)
-        distance_squared = (dy - first_y) ** 2 + (dx - first_x) ** 2
-        weight = weight / (1 + (distance_squared / self.agreement_px**2) ** 2)
-        half_cell_px = (self.stride_px - 1) / 2
+        dy, dx = dy + self.about.y_px, dx + self.about.x_px
+        say = weight = ((torch.sigmoid(rho) * inside) @ self.averaging + self.faintest) * inside
+        first = weight * self.core
+        away_y, away_x = dy - weighted_mean(dy, first), dx - weighted_mean(dx, first)
+        disagreement = (away_y * away_y + away_x * away_x) / self.agreement_px**2
+        weight = weight / (1 + disagreement * disagreement)
         mean_y, mean_x = weighted_mean(dy, weight), weighted_mean(dx, weight)
-        variance = weighted_mean((dy - mean_y) ** 2 + (dx - mean_x) ** 2, say)
-        cell_row, cell_column = self._cell(kind, row, column)
-        y = self.stride_px * cell_row + half_cell_px + mean_y[:, 0]
-        x = self.stride_px * cell_column + half_cell_px + mean_x[:, 0]
+        away_y, away_x = dy - mean_y, dx - mean_x
+        variance = weighted_mean(away_y * away_y + away_x * away_x, say)
+        half_cell_px = (self.stride_px - 1) / 2
+        y = self.stride_px * self._cell_row(kind, row) + half_cell_px + mean_y[:, 0]
+        x = self.stride_px * self._cell_column(kind, column) + half_cell_px + mean_x[:, 0]
         return y, x, variance[:, 0], [weighted_mean(value, weight)[:, 0] for value in values]
 
     def _is_best_near(self, size: tuple[int, int], y: Tensor, x: Tensor, peak_score: Tensor) -> Tensor:
@@ -187,11 +171,47 @@ class PeakGraph(nn.Module):
 
         def highest_near(values: Tensor) -> Tensor:
             on_grid = torch.zeros(size[0] * size[1]).scatter_reduce(0, place, values, "amax")
-            return _highest_around(on_grid, size, self.merge_cells)[place]
+            return _highest_around(on_grid, size, self.merge_cells).index_select(0, place)
 
         best = peak_score >= highest_near(peak_score)
         turn = torch.where(best, place.numel() - torch.arange(place.numel()), 0).to(torch.float32)
         return best & (turn >= highest_near(turn))
+
+
+class _Surroundings(nn.Module):
+    """Looks up the cells within reach of some cells."""
+
+    def __init__(self, reach_cells: int, split: int, stride_px: int) -> None:
+        super().__init__()
+        self.split = split
+        kind = torch.arange(split**2)
+        steps = _steps(reach_cells)
+        in_block = torch.stack([kind // split, kind % split], -1)[:, None] + steps  # (split^2, K, 2)
+        block = torch.div(in_block, split, rounding_mode="floor")
+        # of each kind of cell: steps to the blocks of its neighbours, (split^2, K), and their own kinds
+        self.register_buffer("block_row", block[..., 0].clone())
+        self.register_buffer("block_column", block[..., 1].clone())
+        self.register_buffer("kind", ((in_block - block * split) * torch.tensor([split, 1])).sum(-1))
+        self.register_buffer("y_px", (stride_px * steps[:, 0]).float())
+        self.register_buffer("x_px", (stride_px * steps[:, 1]).float())
+
+    block_row: Tensor
+    block_column: Tensor
+    kind: Tensor
+    y_px: Tensor
+    x_px: Tensor
+
+    def forward(
+        self, cells: Tensor, kind: Tensor, row: Tensor, column: Tensor, h: int, w: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the values of the cells around each of N, (N, K, 3 + V), and 1 for those in the grid, (N, K)."""
+        rows = row[:, None] + self.block_row.index_select(0, kind)
+        columns = column[:, None] + self.block_column.index_select(0, kind)
+        rows_inside, columns_inside = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
+        inside = (rows == rows_inside) & (columns == columns_inside)
+        place = (rows_inside * w + columns_inside) * self.split**2 + self.kind.index_select(0, kind)
+        # embedding becomes one Gather; fancy indexing becomes a Reshape, which ONNX forbids for no peaks at all
+        return F.embedding(place, cells), inside.to(cells.dtype)
 
 
 def _highest_around(on_grid: Tensor, size: tuple[int, int], reach_cells: int) -> Tensor:
