@@ -21,6 +21,8 @@ from oneframe.trainer.symmetry import PixelNoise
 
 N_STEPS = 3
 """Gauss-Newton steps."""
+LARGEST_STEP_PX = 0.75
+"""Of one step, along each axis."""
 UNLIKE = 0.35
 """Share of a patch's structure that the fit may leave over; beyond it the object is not like the learned ones."""
 OUTLIER = 5.0
@@ -81,7 +83,8 @@ class LikelihoodFit(nn.Module):
         self.reach_px = math.ceil(radius_px)
         self.size = 2 * self.reach_px + 1
         self.radius_px = radius_px
-        self.largest_move_px = max(1.0, likeness.diameter_px / 5)
+        self.largest_move_px = max(1.0, likeness.diameter_px / 3)
+        self.largest_sigma_px = max(1.0, likeness.diameter_px / 5)
         n_sources, _, fine, _ = likeness.images.shape
         if not self.has_angle:
             self._tabulate(likeness)
@@ -124,8 +127,8 @@ class LikelihoodFit(nn.Module):
         samples = likeness.images[:, 0, ::REFINEMENT, ::REFINEMENT].numpy()
         half = samples.shape[-1] // 2
         coefficients = np.stack([ndimage.spline_filter(each, 3, mode="mirror") for each in samples])
-        # a step is at most 0.5 px, and the first starts up to 0.5 px off the middle of its patch
-        farthest_px = 0.5 * N_STEPS + float(likeness.seen_px.abs().max())
+        # the first step starts up to 0.5 px off the middle of its patch
+        farthest_px = 0.5 + LARGEST_STEP_PX * (N_STEPS - 1) + float(likeness.seen_px.abs().max())
         reach = math.ceil(farthest_px + 2) - 1
         shifts = torch.arange(-reach, reach + 1)
         v = np.arange(-self.reach_px, self.reach_px + 1)
@@ -184,7 +187,7 @@ class LikelihoodFit(nn.Module):
             (at.left_over < UNLIKE)
             & (at.gain > 0.05)
             & (moved_squared < self.largest_move_px**2)
-            & (torch.maximum(at.variance_y, at.variance_x) < self.largest_move_px**2)
+            & (torch.maximum(at.variance_y, at.variance_x) < self.largest_sigma_px**2)
         )[:, 0]
         return (
             torch.where(sound, row + at.y[:, 0], y),
@@ -212,8 +215,8 @@ class LikelihoodFit(nn.Module):
             angle = angle + (by_angle[0] / safe_gain).clamp(-0.2, 0.2)
         _, _, variance_y, variance_x, *_ = torch.split(inverse * (scatter / safe_gain**2), 1, 1)
         return _Estimate(
-            at.y + (by_y / safe_gain).clamp(-0.5, 0.5),
-            at.x + (by_x / safe_gain).clamp(-0.5, 0.5),
+            at.y + (by_y / safe_gain).clamp(-LARGEST_STEP_PX, LARGEST_STEP_PX),
+            at.x + (by_x / safe_gain).clamp(-LARGEST_STEP_PX, LARGEST_STEP_PX),
             angle,
             gain,
             background,
