@@ -137,7 +137,9 @@ class LikelihoodFit(nn.Module):
         table = np.concatenate([table.reshape(-1, self.size**2), np.ones((1, self.size**2))])  # and the background
         self.register_buffer("table", torch.from_numpy(table.astype(np.float32)))
         self.register_buffer("shifts", shifts.float())
-        self.register_buffer("background", torch.tensor([[0.0], [1.0], [0.0], [0.0]]))
+        background = torch.zeros(4, len(table))
+        background[1, -1] = 1
+        self.register_buffer("background", background)
 
     table: Tensor
     background: Tensor
@@ -255,7 +257,7 @@ class LikelihoodFit(nn.Module):
             along = torch.stack([weight_y, nothing, -slope_y, weight_y], 1)[..., None]
             across = torch.stack([weight_x, nothing, weight_x, -slope_x], 1)[:, :, None]
             weights = ((along * across)[:, :, None] * middle).flatten(2)  # (N, 4, M * S * S)
-            jacobian = torch.cat([weights, self.background.expand(len(weights), 4, 1)], 2) @ self.table  # (N, 4, K)
+            jacobian = (F.pad(weights, (0, 1)) + self.background) @ self.table  # (N, 4, K)
             return jacobian[:, 0], jacobian, near
         cosine, sine = torch.cos(at.angle), torch.sin(at.angle)
         # px from the middle of the source
