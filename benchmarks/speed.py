@@ -45,6 +45,7 @@ from oneframe.trainer.lodestar_network import PRESETS
 
 N_FRAMES = 4
 BOX_SIDE = 33
+SEPARATION_PX = 20.0
 CUTOFFS = [("quantile", q) for q in (0.9, 0.95, 0.97, 0.99, 0.995)] + [
     ("constant", c) for c in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 ]
@@ -80,7 +81,9 @@ def scene_of(n_beads: int, size_px: int, seed: int) -> Scene:
     """Simulate frames of one kind, each of a seed of its own."""
     frames, truth = [], []
     for index in range(N_FRAMES):
-        kind = BeadScene(width=size_px, height=size_px, n=n_beads, lifetime=0, seed=seed + index)
+        kind = BeadScene(
+            width=size_px, height=size_px, n=n_beads, lifetime=0, separation_px=SEPARATION_PX, seed=seed + index
+        )
         camera = BeadCamera(kind)
         frames.append(camera.expose())
         truth.append(np.column_stack([camera.truth().y_px, camera.truth().x_px]))
@@ -209,7 +212,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=7)
     arguments.add_argument("--beads", type=int, default=200)
     arguments.add_argument("--size", type=int, default=1024, metavar="PX")
-    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--peer-steps", type=int, default=5000, help="of deeplay's training")
     scratch = Path(tempfile.gettempdir()) / "oneframe-speed"
     arguments.add_argument("--models", type=Path, default=scratch, help="folder for what was trained")
