@@ -145,6 +145,35 @@ def test_the_variance_of_neighbouring_predictions_is_exact():
     np.testing.assert_allclose((1 / score - 1).reshape(7, 7).numpy(), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("stride_px", [2, 4])
+def test_blocks_of_cells_are_the_grid_in_another_order(stride_px):
+    torch.manual_seed(3)
+    settings = LodestarSettings(channels=8, alpha=0.5)
+    network = LodestarNetwork(1, settings, stride_px)
+    network.head.weight.data *= 20
+    kind = {"pooling": 1, "reach_cells": 3, "diameter_px": 4.0 * stride_px, "sigma_px": 0.1, "likeness": None}
+    graph = LodestarGraph(network, Normalisation(0, 1, 0.1), settings, **kind)
+    network.split = 1
+    plain = LodestarGraph(network, Normalisation(0, 1, 0.1), settings, **kind)
+    network.split = 2
+    plain.predict = lambda pixels: network(pixels[None, None])[0]
+    image = torch.randn((72, 88), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        blocks, grid = graph(image, torch.tensor(0.15)), plain(image, torch.tensor(0.15))
+    found, expected = (torch.stack(columns).T[torch.stack(columns)[2].argsort()] for columns in (blocks, grid))
+    assert len(found) > 10
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_threshold_only_leaves_out_the_rows_below_it(bead_model):
+    image = torch.from_numpy(bead_model.snap.frame.pixels)
+    with torch.no_grad():
+        everything = torch.stack(bead_model.trained.graph(image, torch.tensor(0.0))).T
+        for threshold in (0.05, 0.4, 0.8):
+            found = torch.stack(bead_model.trained.graph(image, torch.tensor(threshold))).T
+            torch.testing.assert_close(found, everything[everything[:, 2] >= threshold])
+
+
 def test_two_peaks_that_point_to_one_place_are_one_particle():
     graph = untrained(diameter_px=24, pooling=1)
     grid = torch.zeros(3, 32, 32)
