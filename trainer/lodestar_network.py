@@ -155,7 +155,8 @@ class LodestarNetwork(nn.Module):
         blocks = self.blocks(image)
         if self.split == 1:
             return blocks
-        by_value = blocks.unflatten(1, (self.split**2, 3)).transpose(1, 2).flatten(1, 2)
+        n, _, h, w = blocks.shape
+        by_value = blocks.reshape(n, self.split**2, 3, h, w).transpose(1, 2).reshape(n, -1, h, w)
         return F.pixel_shuffle(by_value, self.split)
 
     @torch.no_grad()
