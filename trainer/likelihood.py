@@ -10,8 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor, nn
 
 from oneframe.trainer.crops import REFINEMENT, orthogonal, sample
@@ -19,6 +21,8 @@ from oneframe.trainer.symmetry import PixelNoise
 
 N_STEPS = 3
 """Gauss-Newton steps."""
+LARGEST_STEP_PX = 0.75
+"""Of one step, along each axis."""
 UNLIKE = 0.35
 """Share of a patch's structure that the fit may leave over; beyond it the object is not like the learned ones."""
 OUTLIER = 5.0
@@ -79,8 +83,11 @@ class LikelihoodFit(nn.Module):
         self.reach_px = math.ceil(radius_px)
         self.size = 2 * self.reach_px + 1
         self.radius_px = radius_px
-        self.largest_move_px = max(1.0, likeness.diameter_px / 5)
+        self.largest_move_px = max(1.0, likeness.diameter_px / 3)
+        self.largest_sigma_px = max(1.0, likeness.diameter_px / 5)
         n_sources, _, fine, _ = likeness.images.shape
+        if not self.has_angle:
+            self._tabulate(likeness)
         # side by side, so that one sampling serves detections of any source
         width = n_sources * fine
         self.register_buffer("atlas", likeness.images.permute(1, 2, 0, 3).reshape(1, 3, fine, width))
@@ -106,21 +113,51 @@ class LikelihoodFit(nn.Module):
         self.register_buffer("bank_pose", torch.stack([source, hand, angle], -1))
         seen_from_middle = torch.einsum("bji,bj->bi", turned, likeness.seen_px[source.long()])
         self.register_buffer("bank_move", seen_from_middle)
+        self.register_buffer("edge", v)
         self.register_buffer("grid_y", grid_yx[:, 0].clone())
         self.register_buffer("grid_x", grid_yx[:, 1].clone())
         self.register_buffer("identity", torch.eye(5 if self.has_angle else 4))
 
+    def _tabulate(self, likeness: Likeness) -> None:
+        """Shift the cubic spline through each particle by whole pixels, as far as a fit can move.
+
+        A particle without an angle is then a weighted sum of these images: one matrix product, where sampling it
+        pixel by pixel takes ONNX Runtime many times as long.
+        """
+        samples = likeness.images[:, 0, ::REFINEMENT, ::REFINEMENT].numpy()
+        half = samples.shape[-1] // 2
+        coefficients = np.stack([ndimage.spline_filter(each, 3, mode="mirror") for each in samples])
+        # the first step starts up to 0.5 px off the middle of its patch
+        farthest_px = 0.5 + LARGEST_STEP_PX * (N_STEPS - 1) + float(likeness.seen_px.abs().max())
+        reach = math.ceil(farthest_px + 2) - 1
+        shifts = torch.arange(-reach, reach + 1)
+        v = np.arange(-self.reach_px, self.reach_px + 1)
+        place = np.clip(half + v - shifts.numpy()[:, None], 0, samples.shape[-1] - 1)  # (S, size)
+        table = coefficients[:, place[:, None, :, None], place[None, :, None, :]]  # (M, S, S, size, size)
+        table = np.concatenate([table.reshape(-1, self.size**2), np.ones((1, self.size**2))])  # and the background
+        self.register_buffer("table", torch.from_numpy(table.astype(np.float32)))
+        self.register_buffer("shifts", shifts.float())
+        background = torch.zeros(4, len(table))
+        background[1, -1] = 1
+        self.register_buffer("background", background)
+
+    table: Tensor
+    background: Tensor
+    shifts: Tensor
     atlas: Tensor
     atlas_scale: Tensor
     atlas_middle: Tensor
     bank: Tensor
     bank_pose: Tensor
     bank_move: Tensor
+    edge: Tensor
     grid_y: Tensor
     grid_x: Tensor
     identity: Tensor
 
-    def forward(self, image: Tensor, y: Tensor, x: Tensor, sigma_px: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, y: Tensor, x: Tensor, sigma_px: Tensor, *, scale: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return better y and x and their standard deviations, each (N,).
 
         Where the pixels do not support the fit, the position stays and `sigma_px` (N,) stands.
@@ -128,18 +165,22 @@ class LikelihoodFit(nn.Module):
         Parameters
         ----------
         image : (H, W)
-            Normalised pixels.
+            Pixels less the background, `scale` times the normalised ones.
         y, x : (N,)
             Where the network sees particles.
         """
         row, column = torch.round(y), torch.round(x)
         pixels, inside = self._patches(image, row, column)
+        pixels = pixels / scale
         alike = torch.argmax(pixels @ self.bank.T, 1)
         source, hand, angle = torch.split(self.bank_pose[alike], 1, 1)
         move_y, move_x = torch.split(self.bank_move[alike], 1, 1)
         start_y, start_x = (y - row)[:, None] - move_y, (x - column)[:, None] - move_x
         one, zero = torch.ones_like(start_y), torch.zeros_like(start_y)
-        middle = self.atlas_middle[source[:, 0].to(torch.int64)][:, None]
+        if self.has_angle:
+            middle = self.atlas_middle[source[:, 0].to(torch.int64)][:, None]
+        else:
+            middle = (torch.arange(len(self.bank)) == source).float()[:, None, :, None, None]
         at = _Estimate(start_y, start_x, angle, one, zero, one * 1e12, one, one, one)
         for _ in range(N_STEPS):
             at = self._step(at, pixels, inside, hand, middle)
@@ -148,7 +189,7 @@ class LikelihoodFit(nn.Module):
             (at.left_over < UNLIKE)
             & (at.gain > 0.05)
             & (moved_squared < self.largest_move_px**2)
-            & (torch.maximum(at.variance_y, at.variance_x) < self.largest_move_px**2)
+            & (torch.maximum(at.variance_y, at.variance_x) < self.largest_sigma_px**2)
         )[:, 0]
         return (
             torch.where(sound, row + at.y[:, 0], y),
@@ -162,12 +203,13 @@ class LikelihoodFit(nn.Module):
         model, jacobian, near = self._model(at, hand, middle)
         variance = self.noise.variance(model)
         rest = pixels - at.background - at.gain * model
-        say = inside * near / (1 + (rest**2 / (OUTLIER**2 * at.scatter * variance)) ** 2)
+        strange = rest * rest / (OUTLIER**2 * at.scatter * variance)
+        say = inside * near / (1 + strange * strange)
         weighted = jacobian * (say / variance)[:, None]
         solution, inverse = _solved(weighted @ jacobian.mT, weighted @ pixels[..., None], self.identity)
         rest = pixels - (solution[:, None] @ jacobian)[:, 0]
         n_free = (say.sum(1, keepdim=True) - jacobian.shape[1]).clamp(min=1)
-        scatter = (say * rest**2 / variance).sum(1, keepdim=True) / n_free + 1e-12
+        scatter = (say * rest * rest / variance).sum(1, keepdim=True) / n_free + 1e-12
         gain, background, by_y, by_x, *by_angle = torch.split(solution, 1, 1)
         safe_gain = gain.clamp(min=0.05)
         angle = at.angle
@@ -175,8 +217,8 @@ class LikelihoodFit(nn.Module):
             angle = angle + (by_angle[0] / safe_gain).clamp(-0.2, 0.2)
         _, _, variance_y, variance_x, *_ = torch.split(inverse * (scatter / safe_gain**2), 1, 1)
         return _Estimate(
-            at.y + (by_y / safe_gain).clamp(-0.5, 0.5),
-            at.x + (by_x / safe_gain).clamp(-0.5, 0.5),
+            at.y + (by_y / safe_gain).clamp(-LARGEST_STEP_PX, LARGEST_STEP_PX),
+            at.x + (by_x / safe_gain).clamp(-LARGEST_STEP_PX, LARGEST_STEP_PX),
             angle,
             gain,
             background,
@@ -195,11 +237,11 @@ class LikelihoodFit(nn.Module):
     def _patches(self, image: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         """Cut patches round whole-pixel places, (N, K), and tell which of their pixels lie in the image."""
         h, w = image.shape
-        rows = row[:, None] + self.grid_y
-        columns = column[:, None] + self.grid_x
-        inside = (rows >= 0) & (rows < h) & (columns >= 0) & (columns < w)
-        place = (rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1)).to(torch.int64)
-        return F.embedding(place, image.reshape(-1, 1))[..., 0], inside.float()
+        rows, columns = row[:, None] + self.edge, column[:, None] + self.edge  # (N, size)
+        rows_inside, columns_inside = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
+        inside = (rows == rows_inside).float()[:, :, None] * (columns == columns_inside).float()[:, None]
+        place = (rows_inside.to(torch.int64) * w)[:, :, None] + columns_inside.to(torch.int64)[:, None]
+        return F.embedding(place.flatten(1), image.reshape(-1, 1)).squeeze(-1), inside.flatten(1)
 
     def _model(self, at: _Estimate, hand: Tensor, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the particle's image (N, K), its derivatives (N, P, K), and 1 for the pixels in reach, (N, K).
@@ -207,21 +249,33 @@ class LikelihoodFit(nn.Module):
         Derivatives by gain, background, y, x and, with `has_angle`, the angle.
         """
         dy, dx = self.grid_y - at.y, self.grid_x - at.x
-        near = (dy**2 + dx**2 < self.radius_px**2).to(dy.dtype)
-        in_y, in_x = dy, dx  # px from the middle of the source
-        if self.has_angle:
-            cosine, sine = torch.cos(at.angle), torch.sin(at.angle)
-            in_y, in_x = cosine * dy - (sine * hand) * dx, sine * dy + (cosine * hand) * dx
+        near = (dy * dy + dx * dx < self.radius_px**2).to(dy.dtype)
+        if not self.has_angle:
+            weight_y, slope_y = _spline_weights(self.shifts - at.y)
+            weight_x, slope_x = _spline_weights(self.shifts - at.x)
+            nothing = torch.zeros_like(weight_y)
+            along = torch.stack([weight_y, nothing, -slope_y, weight_y], 1)[..., None]
+            across = torch.stack([weight_x, nothing, weight_x, -slope_x], 1)[:, :, None]
+            weights = ((along * across)[:, :, None] * middle).flatten(2)  # (N, 4, M * S * S)
+            jacobian = (F.pad(weights, (0, 1)) + self.background) @ self.table  # (N, 4, K)
+            return jacobian[:, 0], jacobian, near
+        cosine, sine = torch.cos(at.angle), torch.sin(at.angle)
+        # px from the middle of the source
+        in_y, in_x = cosine * dy - (sine * hand) * dx, sine * dy + (cosine * hand) * dx
         # grid_sample wants (x, y)
         where = torch.stack([in_x, in_y], -1).clamp(-self.half_px, self.half_px) * self.atlas_scale + middle
         found = F.grid_sample(self.atlas, where[None], mode="bilinear", align_corners=True)[0]  # (3, N, K)
         image, along_y, along_x = found.unbind(0)
-        if self.has_angle:
-            by_y, by_x = along_y * cosine + along_x * sine, (along_x * cosine - along_y * sine) * hand
-            columns = [image, torch.ones_like(image), -by_y, -by_x, along_x * in_y - along_y * in_x]
-        else:
-            columns = [image, torch.ones_like(image), -along_y, -along_x]
+        by_y, by_x = along_y * cosine + along_x * sine, (along_x * cosine - along_y * sine) * hand
+        columns = [image, torch.ones_like(image), -by_y, -by_x, along_x * in_y - along_y * in_x]
         return image, torch.stack(columns, 1), near
+
+
+def _spline_weights(away: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cubic B-spline at distances from its middle, and its slope."""
+    near, far = F.relu(1 - away.abs()), F.relu(2 - away.abs())
+    slope = torch.sign(away) * (4 * near * near - far * far) / 2
+    return (far * far * far - 4 * near * near * near) / 6, slope
 
 
 def bound_px(image: Tensor, noise: PixelNoise, diameter_px: float, *, has_angle: bool) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from oneframe.trainer.crops import Normalisation
 from oneframe.trainer.likelihood import LikelihoodFit, Likeness
-from oneframe.trainer.lodestar_network import STRIDE_PX, LodestarNetwork, LodestarSettings
+from oneframe.trainer.lodestar_network import LodestarNetwork, LodestarSettings
 from oneframe.trainer.peaks import PeakGraph
 
 
@@ -33,9 +33,9 @@ class LodestarGraph(PeakGraph):
         sigma_px: float,
         likeness: Likeness | None,
     ) -> None:
-        cells = diameter_px / (STRIDE_PX * pooling)
+        cells = diameter_px / (network.stride_px * pooling)
         super().__init__(
-            stride_px=STRIDE_PX,
+            stride_px=network.stride_px,
             reach_cells=reach_cells,
             averaged_cells=settings.averaged_cells,
             peak_cells=max(1, round(0.25 * cells)),
@@ -43,8 +43,10 @@ class LodestarGraph(PeakGraph):
             agreement_px=max(1.0, diameter_px / pooling / 8),  # in pooled pixels, like all inside this class
             alpha=settings.alpha,
             beta=settings.beta,
+            split=network.split,
         )
-        self.network = network
+        self.network = network.folded(normalisation.scale)
+        self.margin_px = 1 if settings.paper_network else 0  # its pooling drops the last row of odd frames
         self.offset, self.scale = normalisation.offset, normalisation.scale
         self.pooling = pooling
         self.sigma_px = sigma_px
@@ -52,32 +54,37 @@ class LodestarGraph(PeakGraph):
 
     def forward(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
         """Return `columns`, each (N,), for an image (H, W) and the lowest score to report."""
-        pixels = self.pooled((image.to(torch.float32) - self.offset) / self.scale)
+        centred = image.to(torch.float32) - self.offset
+        pixels = self.pooled(centred)
         y, x, peak_score, variance, _ = self.found(self.predict(pixels), threshold)
         sigma_y = sigma_x = torch.full_like(y, self.sigma_px)
         height, width = image.shape
         if self.fit is not None:
-            in_frame = pixels[: height // self.pooling, : width // self.pooling]
+            in_frame = centred
+            if self.pooling > 1:
+                in_frame = pixels[: height // self.pooling, : width // self.pooling]
             # of what the fit cannot take: no surer than the predictions agree
             sigma_y = (self.sigma_px**2 + variance / 2).sqrt()
             # one more row that is dropped again: ONNX Runtime samples no grid of no rows
             rows = [F.pad(column, (0, 1)) for column in (y, x, sigma_y)]
-            y, x, sigma_y, sigma_x = (column[:-1] for column in self.fit(in_frame, *rows))
+            y, x, sigma_y, sigma_x = (column[:-1] for column in self.fit(in_frame, *rows, scale=self.scale))
         centre_px = (self.pooling - 1) / 2  # where the centre of a pooled pixel lies in the camera's pixels
         y, x = y * self.pooling + centre_px, x * self.pooling + centre_px
         sigma_y, sigma_x, variance = sigma_y * self.pooling, sigma_x * self.pooling, variance * self.pooling**2
         keep = (y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5)
-        return y[keep], x[keep], peak_score[keep], sigma_y[keep], sigma_x[keep], variance[keep]
+        columns = torch.stack([y, x, peak_score, sigma_y, sigma_x, variance])
+        return columns.index_select(1, torch.nonzero(keep)[:, 0]).unbind()
 
     def pooled(self, pixels: Tensor) -> Tensor:
         """Average pixels (H, W) down; every pixel gets into a cell, also for odd sizes."""
-        extra = STRIDE_PX * self.pooling - 1
+        extra = (1 + self.margin_px) * self.pooling - 1
+        if extra == 0:
+            return pixels
         pixels = F.pad(pixels[None, None], (0, extra, 0, extra), mode="replicate")
         if self.pooling > 1:
             pixels = F.avg_pool2d(pixels, self.pooling)
         return pixels[0, 0]
 
     def predict(self, pixels: Tensor) -> Tensor:
-        """Return the grid (3, h, w) of pooled pixels (H, W)."""
-        grid: Tensor = self.network(pixels[None, None])[0]
-        return grid
+        """Return the blocks of cells, as `found` takes them, of pooled pixels (H, W), camera counts less `offset`."""
+        return self.network.blocks(pixels[None, None])[0]

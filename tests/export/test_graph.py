@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import platform
 import subprocess
 import sys
 
@@ -43,6 +44,25 @@ def test_bare_onnxruntime_gives_the_positions_of_detect(bead_model, tmp_path, sh
     found = load_model(bead_model.path).detect(image)
     assert len(bare) == len(found) >= n // 2
     np.testing.assert_allclose(bare[:, :2], yx(found), atol=1e-4)
+
+
+def test_the_optimised_graph_convolves_in_blocks_of_channels(bead_model, tmp_path):
+    import onnx
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(str(bead_model.path), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("ONNX Runtime has blocked convolutions of every size on x86 only")
+    domains = [node.domain for node in nodes if node.op_type == "Conv"]
+    assert domains == ["com.microsoft.nchwc"] * 6
+
+
+def test_the_file_holds_no_source_lines(bead_model):
+    assert b".py" not in bead_model.path.read_bytes()
 
 
 def test_an_image_without_particles_gives_no_rows(bead_model):

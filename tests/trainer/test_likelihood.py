@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from oneframe.trainer.crops import orthogonal, refined, sample
-from oneframe.trainer.likelihood import LikelihoodFit, Likeness, _solved, bound_px
+from oneframe.trainer.likelihood import LikelihoodFit, Likeness, _Estimate, _solved, bound_px
 from oneframe.trainer.symmetry import PixelNoise, with_gradients
 
 NOISE = PixelNoise(0.05**2, 0.05**2)
@@ -52,6 +52,19 @@ def test_reaches_the_bound_and_knows_its_uncertainty(sigma_y, has_angle):
     bound = bound_px(with_gradients(particle), NOISE, 14.0, has_angle=has_angle)
     assert float(error.square().mean().sqrt()) < 1.1 * bound
     assert 0.63 < float((error.abs() < found[:, 2:]).float().mean()) < 0.73
+
+
+def test_a_round_particle_is_the_sampled_one_at_every_shift():
+    particle = spot(2.5, 2.5)
+    fit = fit_of(particle, has_angle=False)
+    y, x = (torch.linspace(-1.9, 1.9, 9)[:, None] for _ in range(2))
+    at = _Estimate(y, x.flip(0), *[torch.ones_like(y)] * 7)
+    image, jacobian, _ = fit._model(at, torch.ones_like(y), torch.ones(9, 1, 1, 1, 1))
+    shifts = torch.cat([at.y, at.x], 1)
+    expected = sample(with_gradients(particle), torch.eye(2).expand(9, 2, 2), -shifts, fit.size).flatten(2)
+    np.testing.assert_allclose(image, expected[:, 0], atol=2e-3)
+    np.testing.assert_allclose(jacobian[:, 2:], -expected[:, 1:], atol=5e-3)
+    np.testing.assert_array_equal(jacobian[:, 1], np.ones((9, fit.size**2)))
 
 
 def test_brightness_and_background_do_not_move_the_position():

@@ -21,8 +21,8 @@ def run(graph: LodestarGraph, image: np.ndarray, threshold: float) -> np.ndarray
     return np.column_stack([y.numpy(), x.numpy()])
 
 
-def untrained(*, diameter_px: float, pooling: int) -> LodestarGraph:
-    settings = LodestarSettings(channels=4)
+def untrained(*, diameter_px: float, pooling: int, split_cells: bool = False) -> LodestarGraph:
+    settings = LodestarSettings(channels=4, split_cells=split_cells)
     return LodestarGraph(
         LodestarNetwork(1, settings),
         Normalisation(0, 1, 0.1),
@@ -117,7 +117,7 @@ def test_consensus_is_the_weighted_mean_near_the_peak():
     grid[:, 2] = -20
     grid[0, 2, 2, 3] = grid[0, 2, 2, 4] = 5
     grid[0, 0, 2, 3] = 0.5
-    position, spread = consensus(grid, 2, 1)
+    position, spread = consensus(grid, 2, 1, stride_px=2)
     # cells (2, 3) and (2, 4) stand at y = (2 - 3.5) * 2, x = (3 - 3.5) * 2 and (4 - 3.5) * 2
     np.testing.assert_allclose(position.numpy(), [[-3 + 0.25, 0.0]], atol=1e-3)
     assert spread.item() == pytest.approx(1 + 0.25, abs=1e-3)
@@ -126,9 +126,9 @@ def test_consensus_is_the_weighted_mean_near_the_peak():
 @pytest.mark.parametrize("shape", [(64, 64), (65, 64), (64, 67), (33, 51)])
 @pytest.mark.parametrize("pooling", [1, 2, 3])
 def test_every_pixel_of_any_frame_lies_in_a_cell(shape, pooling):
-    graph = untrained(diameter_px=8, pooling=pooling)
-    grid = graph.predict(graph.pooled(torch.rand(shape)))
-    assert tuple(grid.shape[1:]) == tuple(-(-n // (2 * pooling)) for n in shape)
+    graph = untrained(diameter_px=8, pooling=pooling, split_cells=True)
+    blocks = graph.predict(graph.pooled(torch.rand(shape)))
+    assert tuple(blocks.shape[1:]) == tuple(-(-n // (4 * pooling)) for n in shape)
 
 
 def test_the_variance_of_neighbouring_predictions_is_exact():
@@ -139,7 +139,39 @@ def test_the_variance_of_neighbouring_predictions_is_exact():
     rows, columns = np.indices((9, 9)) * 2.0
     y, x = offsets[0] + rows, offsets[1] + columns
     expected = [[y[i : i + 3, j : j + 3].var() + x[i : i + 3, j : j + 3].var() for j in range(7)] for i in range(7)]
-    np.testing.assert_allclose(graph._variance(grid)[1:-1, 1:-1].numpy(), expected, rtol=1e-4)
+    rows, columns = torch.cartesian_prod(torch.arange(1, 8), torch.arange(1, 8)).T
+    graph.alpha, graph.beta = 0.0, 1.0  # the score tells nothing but the variance
+    score = graph.score(grid.flatten(1).T, torch.zeros_like(rows), rows, columns, 9, 9)
+    np.testing.assert_allclose((1 / score - 1).reshape(7, 7).numpy(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stride_px", [2, 4])
+def test_blocks_of_cells_are_the_grid_in_another_order(stride_px):
+    torch.manual_seed(3)
+    settings = LodestarSettings(channels=8, alpha=0.5)
+    network = LodestarNetwork(1, settings, stride_px)
+    network.head.weight.data *= 20
+    kind = {"pooling": 1, "reach_cells": 3, "diameter_px": 4.0 * stride_px, "sigma_px": 0.1, "likeness": None}
+    graph = LodestarGraph(network, Normalisation(0, 1, 0.1), settings, **kind)
+    network.split = 1
+    plain = LodestarGraph(network, Normalisation(0, 1, 0.1), settings, **kind)
+    network.split = 2
+    plain.predict = lambda pixels: network(pixels[None, None])[0]
+    image = torch.randn((72, 88), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        blocks, grid = graph(image, torch.tensor(0.15)), plain(image, torch.tensor(0.15))
+    found, expected = (torch.stack(columns).T[torch.stack(columns)[2].argsort()] for columns in (blocks, grid))
+    assert len(found) > 10
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_threshold_only_leaves_out_the_rows_below_it(bead_model):
+    image = torch.from_numpy(bead_model.snap.frame.pixels)
+    with torch.no_grad():
+        everything = torch.stack(bead_model.trained.graph(image, torch.tensor(0.0))).T
+        for threshold in (0.05, 0.4, 0.8):
+            found = torch.stack(bead_model.trained.graph(image, torch.tensor(threshold))).T
+            torch.testing.assert_close(found, everything[everything[:, 2] >= threshold])
 
 
 def test_two_peaks_that_point_to_one_place_are_one_particle():
