@@ -83,7 +83,8 @@ class CellLinkSettings:
     """Frames that cells wait inside an object that covers them; later it is what it looks like, one cell."""
 
     velocity_weight: float = 0.5
-    """Weight of the last step in the smoothed velocity, 0 (cells are expected where they were) to 1."""
+    """Weight of the last step in the smoothed velocity, 0 (cells are expected where they were) to 1. The step that most
+    cells make together has no part in it: a stage that jumped once need not jump again."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -423,6 +424,8 @@ class _CellTracks:
         moved[rows] = points - self.position[rows]
         w = s.velocity_weight
         step = (points - self.mask_at[rows]) / self.n_unseen[rows, None]
+        if len(rows) >= _FEWEST:  # the stage's part, which need not go on
+            step = step - np.median(step, axis=0)
         self.velocity[rows] = (1 - w) * self.velocity[rows] + w * step
         self.position[rows] = self.mask_at[rows] = points
         self.area[rows] = area

@@ -148,6 +148,15 @@ def test_all_cells_are_found_where_the_stage_took_them():
     assert not parents
 
 
+def test_a_stage_that_jumped_is_not_expected_to_jump_again():
+    """A packed row, one place along at once: had it a velocity of half a place, all would be their neighbours next."""
+    row = [(20, 4 + 16 * k, 15, 16) for k in range(4)]
+    moved = [(y, x + 40, h, w) for y, x, h, w in row]
+    ids, parents = link([row, row, moved, moved, moved])
+    assert ids[2] == ids[3] == ids[4] == ids[0]
+    assert not parents
+
+
 def test_a_cell_that_leaves_the_frame_is_neither_dividing_nor_the_next_that_comes():
     frames = [[(50, -4 * t, 20, 30)] for t in range(9)]
     ids, parents = link([*frames[:8], [], [(50, 0, 20, 10)]])
