@@ -44,6 +44,7 @@ from typing import Any
 import numpy as np
 from cells_classical import li_watershed, otsu_watershed
 from numpy.typing import NDArray
+from speed_stages import kernel_events
 
 from oneframe.acquisition.cells import MODALITIES, CellMovie, CellScene
 from oneframe.runtime import load_model
@@ -484,25 +485,12 @@ def parts(trained: Trained, image: Image, rounds: int) -> dict[str, float]:
 
 def operators(path: Path, image: Image, rounds: int) -> dict[str, float]:
     """Return the time that each kind of operator takes in the graph on one thread, ms per frame, longest first."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.enable_profiling, options.intra_op_num_threads, options.log_severity_level = True, 1, 3
-    with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        card = load_graph(path).card
-        given = {"image": image.astype(card.input_dtype), "threshold": np.array(card.threshold, np.float32)}
-        for _ in range(rounds):
-            session.run(list(card.outputs), given)
-        events = json.loads(Path(session.end_profiling()).read_text())
     total: dict[str, float] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
-            shapes = event["args"].get("output_type_shape", [])
-            size = "x".join(map(str, next(iter(shapes[0].values())))) if shapes else ""
-            name = f"{event['args']['op_name']} {size}"
-            total[name] = total.get(name, 0) + event["dur"] / 1e3 / rounds
+    for event in kernel_events(path, image.astype(load_graph(path).card.input_dtype), rounds, threads=1):
+        shapes = event["args"].get("output_type_shape", [])
+        size = "x".join(map(str, next(iter(shapes[0].values())))) if shapes else ""
+        name = f"{event['args']['op_name']} {size}"
+        total[name] = total.get(name, 0) + event["dur"] / 1e3 / rounds
     return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from oneframe.export.graph import SCOPES
 from oneframe.runtime import load_model
 from oneframe.runtime.link import FrameLinker, LinkSettings
 
@@ -32,24 +33,27 @@ def median_ms(act: Callable[[int], object], n_rounds: int) -> float:
     return 1e3 * float(np.median(times_s))
 
 
-def node_times_ms(path: Path, image: NDArray[Any], n_rounds: int) -> list[tuple[str, str, float]]:
-    """Return name, operator and median time of every node that ONNX Runtime runs."""
+def kernel_events(path: Path, image: NDArray[Any], n_rounds: int, *, threads: int = 0) -> list[dict[str, Any]]:
+    """Return what ONNX Runtime's profiler tells of every node that it runs, in the order of running."""
     options = ort.SessionOptions()
-    options.enable_profiling = True
-    options.log_severity_level = 3
+    options.enable_profiling, options.intra_op_num_threads, options.log_severity_level = True, threads, 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        for _ in range(n_rounds + 2):
+        for _ in range(n_rounds):
             session.run(None, {"image": image})
         events = json.loads(Path(session.end_profiling()).read_text())
+    return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+
+
+def node_times_ms(path: Path, image: NDArray[Any], n_rounds: int) -> list[tuple[str, str, float]]:
+    """Return name, operator and median time of every node that ONNX Runtime runs."""
     times, operator = defaultdict(list), {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            name = event["name"].removesuffix("_kernel_time")
-            times[name].append(event["dur"] / 1e3)
-            operator[name] = event["args"]["op_name"]
+    for event in kernel_events(path, image, n_rounds + 2):
+        name = event["name"].removesuffix("_kernel_time")
+        times[name].append(event["dur"] / 1e3)
+        operator[name] = event["args"]["op_name"]
     return [(name, operator[name], float(np.median(each[2:]))) for name, each in times.items()]
 
 
@@ -57,7 +61,7 @@ def stage_of_nodes(path: Path) -> dict[str, str]:
     """Return the module of the deployed graph that each node and each value comes from."""
     stages = {}
     for node in onnx.load(path).graph.node:
-        scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
+        scopes = next((p.value for p in node.metadata_props if p.key == SCOPES), "")
         stage = next((module for module in ("network", "fit") if f"'{module}" in scopes), OTHERS)
         stages[node.name] = stage
         stages.update(dict.fromkeys(node.output, stage))

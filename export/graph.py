@@ -37,8 +37,8 @@ OPSET = 18
 PARITY_PX = 1e-3
 """Largest difference between torch and ONNX Runtime that is let through, pixels."""
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
-"""Which module of the graph a node comes from; `benchmarks/speed.py` sorts times by it."""
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Which module of the graph a node comes from; `benchmarks/speed_stages.py` sorts times by it."""
 
 _TIMING_S = 5.0
 """A slow model is timed no longer than this, and one frame."""
@@ -108,7 +108,7 @@ def _to_onnx(trained: TrainedModel) -> onnx.ModelProto:
         model = program.model_proto
     for node in model.graph.node:
         # torch notes lines of its source and of ours: two thirds of the file, and paths of the user's disk
-        scopes = [entry for entry in node.metadata_props if entry.key == _SCOPES]
+        scopes = [entry for entry in node.metadata_props if entry.key == SCOPES]
         del node.metadata_props[:]
         node.metadata_props.extend(scopes)
     default = numpy_helper.from_array(np.array(trained.card.threshold, np.float32), "threshold")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.runtime.cell_cleanup import grow, size_filter
-from oneframe.runtime.cell_table import cell_table, scored_table
+from oneframe.runtime.cell_table import cell_means, cell_table, scored_table
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.model import OnnxModel
 from oneframe.runtime.paper_cells import paper_cells
@@ -167,15 +167,9 @@ def cells_of(maps: dict[str, Map], image: NDArray[Any], separation: Separation) 
         labels = grow(labels, separation.grow_px)
     labels = size_filter(labels, separation.least_area_px)
     if separation.least_score:
-        labels = _likely(labels, foreground, separation.least_score)
+        likely = cell_means(labels, foreground) >= separation.least_score
+        labels = consecutive(np.where(likely[labels], labels, 0))
     return scored_table(labels, image, foreground)
-
-
-def _likely(labels: NDArray[np.int32], foreground: Map, least_score: float) -> NDArray[np.int32]:
-    """Return the cells of at least this mean probability."""
-    flat = labels.ravel()
-    total, area = np.bincount(flat, foreground.ravel()), np.bincount(flat)
-    return consecutive(np.where((total >= least_score * area)[labels], labels, 0))
 
 
 def _stars(maps: dict[str, Map], image: NDArray[Any], separation: Separation) -> Detections:

@@ -17,9 +17,14 @@ COLUMNS = (
 
 def scored_table(labels: NDArray[np.int32], image: NDArray[Any], likely: NDArray[np.float32]) -> Detections:
     """Return `cell_table` with the mean of `likely`, (H, W) from 0 to 1, over a cell's pixels as its score."""
+    return cell_table(labels, image, cell_means(labels, likely)[1:].clip(0, 1).astype(np.float32))
+
+
+def cell_means(labels: NDArray[np.int32], values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the mean of values (H, W) over the background and each cell, (1 + N,); 0 where there are no pixels."""
     flat = labels.ravel()
-    score = (np.bincount(flat, likely.ravel()) / np.maximum(np.bincount(flat), 1))[1:]
-    return cell_table(labels, image, score.clip(0, 1).astype(np.float32))
+    means: NDArray[np.float64] = np.bincount(flat, values.ravel()) / np.maximum(np.bincount(flat), 1)
+    return means
 
 
 def cell_table(labels: NDArray[np.int32], image: NDArray[Any], score: NDArray[np.float32]) -> Detections:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from oneframe.runtime.cell_cleanup import size_filter
+from oneframe.runtime.cell_table import cell_means
 from oneframe.runtime.watershed import LEAST_DEPTH, watershed_labels
 from oneframe.trainer.cell_contrast import (
     BLUR_PX,
@@ -97,20 +98,19 @@ def proposals(image: Image, sign: float, criteria: tuple[str, ...]) -> list[Prop
     threshold = li_threshold(relief)
 
     def proposed(criterion: str) -> Proposal:
-        level = float("nan")
-        if criterion == "smooth":
-            coarse, top, _ = contrast_maps(image, sign, COARSE_BLUR_PX)
-            least = li_threshold(coarse)
-            labels = parted((coarse > HALF_HEIGHT * top) & (coarse > least))
-            return Proposal(criterion, sign, labels, relief, least, level)
-        if criterion == "contrast":
-            labels = parted((relief > HALF_HEIGHT * contrast) & (relief > threshold))
-        elif criterion == "intensity":
+        least, level = threshold, float("nan")
+        if criterion == "intensity":
             level = li_threshold(smooth)
             labels = parted(smooth > level)
-        else:
+        elif criterion == "edges":
             labels = _packed_cells(sign * image, relief, threshold)
-        return Proposal(criterion, sign, labels, relief, threshold, level)
+        else:
+            seen = relief
+            if criterion == "smooth":
+                seen, _, _ = contrast_maps(image, sign, COARSE_BLUR_PX)
+                least = li_threshold(seen)
+            labels = parted((seen > HALF_HEIGHT * contrast) & (seen > least))
+        return Proposal(criterion, sign, labels, relief, least, level)
 
     return [proposed(criterion) for criterion in criteria]
 
@@ -144,8 +144,7 @@ def _packed_cells(bright: Image, relief: Image, threshold: float) -> NDArray[np.
 
 def _of_one_kind(labels: NDArray[np.int32], relief: Image, threshold: float) -> NDArray[np.int32]:
     """Return the cells without those that absorb or scatter far less than most, as dust out of focus does."""
-    area = np.maximum(np.bincount(labels.ravel()), 1)
-    light = np.bincount(labels.ravel(), relief.ravel()) / area
+    light = cell_means(labels, relief)
     light[light <= threshold] = 0
     seen = light[labels[light[labels] > 0]]
     least = _DIM * float(np.median(seen)) if len(seen) else 0.0  # by area: dust is small

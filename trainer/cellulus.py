@@ -99,15 +99,21 @@ class CellFrame:
 
     diameter_px: float
     """Of a cell, camera pixels."""
-    sign: float
-    """1: brighter than their surroundings, -1: darker."""
-    criterion: str
-    """Which of `CRITERIA` makes the foreground."""
     scale: WorkingScale
     image: NDArray[np.float32]
     """(h, w), the frame at the working scale."""
     proposal: Proposal
     annotated: Annotated | None = None
+
+    @property
+    def sign(self) -> float:
+        """1: brighter than their surroundings, -1: darker."""
+        return self.proposal.sign
+
+    @property
+    def criterion(self) -> str:
+        """Which of `CRITERIA`, or the noise, makes the foreground."""
+        return self.proposal.criterion
 
     @property
     def least_contrast(self) -> float:
@@ -184,12 +190,11 @@ def train_cellulus(
     """
     if separate not in (None, "network", "classical"):
         raise ValueError(f"expected separate network or classical, got {separate!r}")
-    if frame is None and foreground == "noise":
-        frame = with_noise_proposal(
-            read_cell_frame(image, diameter_px=diameter_px, cells=cells), seed, on_progress=on_progress, cancel=cancel
-        )
-    elif frame is None:
-        frame = read_cell_frame(image, diameter_px=diameter_px, cells=cells, foreground=foreground)
+    if frame is None:
+        criterion = None if foreground == "noise" else foreground
+        frame = read_cell_frame(image, diameter_px=diameter_px, cells=cells, foreground=criterion)
+        if foreground == "noise":
+            frame = with_noise_proposal(frame, seed, on_progress=on_progress, cancel=cancel)
     if on_frame is not None:
         on_frame(frame)
     with one_thread():
@@ -234,7 +239,7 @@ def with_noise_proposal(
 ) -> CellFrame:
     """Return what a frame reveals with the foreground by noise, as published."""
     proposal = noise_proposal(frame.image, frame.sign, seed, on_progress=on_progress, cancel=cancel)
-    return replace(frame, criterion="noise", proposal=proposal)
+    return replace(frame, proposal=proposal)
 
 
 def cell_readings(
@@ -280,9 +285,7 @@ def _proposed(image: NDArray[Any], sign: float, diameter_px: float, criteria: tu
     """Return the frame as each criterion reads it."""
     scale = working_scale(diameter_px)
     pixels = rescaled(image, scale)
-    return [
-        CellFrame(diameter_px, sign, each.criterion, scale, pixels, each) for each in proposals(pixels, sign, criteria)
-    ]
+    return [CellFrame(diameter_px, scale, pixels, each) for each in proposals(pixels, sign, criteria)]
 
 
 def _stands_out(frame: CellFrame, noise: float) -> bool:

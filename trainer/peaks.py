@@ -59,7 +59,7 @@ class PeakGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.stride_px = stride_px
-        self.reach_cells, self.averaged_cells = reach_cells, averaged_cells
+        self.averaged_cells = averaged_cells
         self.peak_cells, self.merge_cells = peak_cells, merge_cells
         self.agreement_px = agreement_px
         self.alpha, self.beta = alpha, beta

@@ -104,14 +104,10 @@ def train_supported_cells(
             f"expected annotations of a frame of {image.shape}, got {annotations.labels.shape}; annotate the frame "
             "that is trained on"
         )
+    criterion = None if foreground == "noise" else foreground
+    frame = read_annotated_frame(image, annotations.labels, diameter_px=diameter_px, cells=cells, foreground=criterion)
     if foreground == "noise":
-        frame = read_annotated_frame(image, annotations.labels, diameter_px=diameter_px, cells=cells)
         frame = with_noise_proposal(frame, seed, on_progress=on_progress, cancel=cancel)
-    else:
-        frame = read_annotated_frame(
-            image, annotations.labels, diameter_px=diameter_px, cells=cells, foreground=foreground
-        )
-
     if on_frame is not None:
         on_frame(frame)
 
