@@ -11,12 +11,13 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from oneframe.acquisition import BadFrameError, EndOfStream, Frame, FrameSource, open_source
+from oneframe.acquisition import BadFrameError, EndOfStream, Frame, open_source
 from oneframe.app.console import CommandError, Console
 from oneframe.app.frames import new_file
 from oneframe.app.holograms import background_of, reference_of
@@ -24,6 +25,7 @@ from oneframe.app.outputs import outputs_of
 from oneframe.runtime import Detections, HologramModel
 from oneframe.runtime.account import Account, Status, StatusBoard
 from oneframe.runtime.cell_link import CellLinker, CellLinkSettings
+from oneframe.runtime.crew import looks
 from oneframe.runtime.density import Emitters, RecentEmitters
 from oneframe.runtime.display import DisplaySink, start_viewer
 from oneframe.runtime.drift import ALIKE
@@ -33,7 +35,7 @@ from oneframe.runtime.model import load_graph
 from oneframe.runtime.pipeline import Ended, Pipeline
 from oneframe.runtime.publish import emitter_values
 from oneframe.runtime.record import RunRecord, complete_run, recover_run
-from oneframe.runtime.seams import Analysed, ChecksFrames, Linker, Noted, Sink
+from oneframe.runtime.seams import Analysed, Linker, Noted, Sink
 
 
 def detect(arguments: argparse.Namespace, console: Console) -> None:
@@ -43,31 +45,23 @@ def detect(arguments: argparse.Namespace, console: Console) -> None:
     model = open_model(arguments, live=False)
     table = _Table(model)
     bad: list[str] = []
-    for name in arguments.images:
-        with closing(open_source(name)) as source:
-            for frame, trouble in _each(source):
-                try:
-                    if frame is None:
-                        raise ValueError(trouble)
-                    if isinstance(model, ChecksFrames):
-                        model.check(frame)
-                    detections = model.detect(frame.pixels)
-                except ValueError as exc:
-                    where = f"{name} frame {frame.index}" if frame is not None else name
-                    bad.append(f"{where}: {exc}")
-                    continue
-                for text in detections.notes:
-                    console.say(f"{name} frame {frame.index}: {text}", event="note", frame=frame.index, note=text)
-                table.add(name, frame, detections)
-                if overlay is not None:
-                    _draw(overlay, frame, detections, model)
-                    overlay = None
-                console.tick(
-                    lambda: f"{table.n_frames} frames, {table.n_rows} detections",
-                    event="progress",
-                    frames=table.n_frames,
-                    detections=table.n_rows,
-                )
+    for image, found in looks(model, _images(arguments.images, bad)):
+        name, frame, detections = image.name, image.frame, found.detections
+        if detections is None:
+            bad.append(f"{name} frame {frame.index}: {found.reason}")
+            continue
+        for text in detections.notes:
+            console.say(f"{name} frame {frame.index}: {text}", event="note", frame=frame.index, note=text)
+        table.add(name, frame, detections)
+        if overlay is not None:
+            _draw(overlay, frame, detections, model)
+            overlay = None
+        console.tick(
+            lambda: f"{table.n_frames} frames, {table.n_rows} detections",
+            event="progress",
+            frames=table.n_frames,
+            detections=table.n_rows,
+        )
     table.write(path)
     console.say(
         f"{path}: {table.n_rows} detections in {table.n_frames} frames",
@@ -100,18 +94,28 @@ def open_model(arguments: argparse.Namespace, *, live: bool) -> LoadedModel:
     return ready(graph)
 
 
-def _each(source: FrameSource) -> Iterator[tuple[Frame | None, str]]:
-    """Yield every frame, or for one that cannot be used the reason."""
-    while True:
-        try:
-            frame = source.read(1.0)
-        except EndOfStream:
-            return
-        except BadFrameError as exc:
-            yield None, exc.reason
-            continue
-        if frame is not None:
-            yield frame, ""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Image:
+    """A frame, and the image or stack that it is of."""
+
+    name: str
+    frame: Frame
+
+
+def _images(names: list[str], bad: list[str]) -> Iterator[_Image]:
+    """Yield every frame of these images and stacks; for those that cannot be read add a line to `bad`."""
+    for name in names:
+        with closing(open_source(name)) as source:
+            while True:
+                try:
+                    frame = source.read(1.0)
+                except EndOfStream:
+                    break
+                except BadFrameError as exc:
+                    bad.append(f"{name}: {exc.reason}")
+                    continue
+                if frame is not None:
+                    yield _Image(name, frame)
 
 
 class _Table:

@@ -135,6 +135,10 @@ class CellModel(WrappedModel):
         maps = self._network.maps(image)
         return cells_of(maps, image if image.ndim == 2 else image[0], self.separation)
 
+    def twins(self) -> list[CellModel]:
+        """Return models that find the same cells: a frame is looked at by itself, with what its seed draws anew."""
+        return [CellModel(network) for network in self._network.twins()]
+
 
 def cells_of(maps: dict[str, Map], image: NDArray[Any], separation: Separation) -> Detections:
     """Return the cells that the maps of an image (H, W) tell of.

@@ -68,6 +68,11 @@ class OnnxModel:
         """Find the objects of an image that is known to be what the graph takes; as `detect`, without its checks."""
         return Detections(**self._outputs(pixels))
 
+    def twins(self) -> list[OnnxModel]:
+        """Return models on the same session, one for each thread that it may use: what they find is the same bits."""
+        n_threads = self._session.get_session_options().intra_op_num_threads or os.cpu_count() or 1
+        return [OnnxModel(self._session, self._card, self.threshold) for _ in range(n_threads)]
+
     def maps(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Return what a graph with `card.maps` tells of every pixel, float32; raises as `detect`."""
         return self._outputs(self.as_input(image))

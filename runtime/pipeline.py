@@ -1,4 +1,7 @@
-"""The live loop: source thread, latest-frame slot or bounded queue, inference, linking, sinks that never block it."""
+"""The live loop: source thread, latest-frame slot or bounded queue, inference, linking, sinks that never block it.
+
+Frames of a source that waits are looked at several at once (`crew`); linking and sinks get them in their order.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,9 @@ import numpy as np
 
 from oneframe.acquisition import BadFrameError, EndOfStream, Frame, FrameSource, SourceError
 from oneframe.runtime.account import Account, Status
+from oneframe.runtime.crew import Crew, Look, look, reason_of
 from oneframe.runtime.drift import DriftWatch
-from oneframe.runtime.seams import Analysed, ChecksFrames, Linker, Missed, Model, Noted, Sink
+from oneframe.runtime.seams import Analysed, Linker, Missed, Model, Noted, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +73,8 @@ class Pipeline:
     source : FrameSource
         Read by a thread of its own and closed by it.
     model, linker
-        Called by the thread that calls `run`.
+        Called by the thread that calls `run`. In mode "every", frames of a source that waits go to `Model.twins`, where
+        there are such, in threads of their own.
     sinks : mapping of name to Sink
         Each is called by a thread of its own; when one is slower than the frames of a live source, its results are
         dropped and counted, and nobody waits.
@@ -110,6 +115,8 @@ class Pipeline:
             )
             for name, sink in sinks.items()
         }
+        self._crew: Crew[_Arrival] | None = None
+        self._may_share = mode == "every" and not self._live
         self._stop = threading.Event()
         self._stop_reason = ""
         self._source_end: tuple[str, bool] | None = None
@@ -125,14 +132,13 @@ class Pipeline:
         deadline_s = None if seconds is None else time.monotonic() + seconds
         try:
             while (reason := self._why_to_stop(deadline_s)) is None:
-                arrival = self._inbox.take(0.05)
-                if arrival is not None:
-                    self._analyse(arrival)
+                self._step()
         finally:
             self._stop.set()
             self._inbox.close()
             reader.join()
-            for left in self._inbox.remaining():
+            in_work = [] if self._crew is None else self._crew.close()
+            for left in (*in_work, *self._inbox.remaining()):
                 self._miss(Missed("skipped", left.frame.index, 1, left.frame.time_s, "the run stopped"))
             for sink in self._sinks.values():
                 sink.finish()
@@ -168,27 +174,39 @@ class Pipeline:
         if deadline_s is not None and time.monotonic() >= deadline_s:
             return "the time asked for was over", False
         source_end = self._source_end  # read before looking into the inbox: the source thread sets it last
-        return source_end if self._inbox.is_empty() else None
+        return source_end if self._inbox.is_empty() and not self._crew else None
 
-    def _analyse(self, arrival: _Arrival) -> None:
-        frame = arrival.frame
-        start_s = time.perf_counter()
+    def _step(self) -> None:
+        """Show the next frame to the model, or give it to the crew and conclude what the crew is done with."""
+        crew = self._crew
+        arrival = None if crew is not None and crew.is_full else self._inbox.take(0.05)
+        if crew is not None:
+            if arrival is not None:
+                crew.give(arrival)
+            while crew.is_ready:
+                self._conclude(*crew.take())
+        elif arrival is not None:
+            self._conclude(arrival, look(self._model, arrival.frame))
+            if self._may_share and not self._inbox.is_empty():  # a source slower than the model needs no crew
+                self._crew, self._may_share = Crew.of(self._model, arrival.frame), False
+
+    def _conclude(self, arrival: _Arrival, found: Look) -> None:
+        """Link what was found in a frame, and tell the sinks."""
+        frame, detections = arrival.frame, found.detections
+        if detections is None:
+            self._miss(Missed("failed", frame.index, 1, frame.time_s, found.reason))
+            return
         try:
-            if isinstance(self._model, ChecksFrames):
-                self._model.check(frame)
-            detections = self._model.detect(frame.pixels)
-            inference_s = time.perf_counter() - start_s
             tracks = self._linker.link(detections, frame.index)
-        except Exception as exc:  # one bad frame must not end a run of a night
-            reason = str(exc) if isinstance(exc, ValueError) else f"{type(exc).__name__}: {exc}"
-            self._miss(Missed("failed", frame.index, 1, frame.time_s, reason))
+        except Exception as exc:  # as of `look`
+            self._miss(Missed("failed", frame.index, 1, frame.time_s, reason_of(exc)))
             return
         age_s = time.time() - frame.time_s if self._live else time.monotonic() - arrival.arrived_s
         self._books.analysed(age_s, len(tracks))
         for text in detections.notes:
             self._note(frame, text)
         drift = None if self._watch is None else self._watch.add(tracks)
-        analysed = Analysed(frame, tracks, age_s, inference_s, drift)
+        analysed = Analysed(frame, tracks, age_s, found.inference_s, drift)
         for sink in self._sinks.values():
             sink.put(analysed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -44,6 +45,15 @@ class ChecksFrames(Protocol):
         ValueError
             With what differs and what to do.
         """
+        ...
+
+
+@runtime_checkable
+class SharesWork(Protocol):
+    """A model whose detections are a function of the image alone: frames may be looked at in any order, or at once."""
+
+    def twins(self) -> Sequence[Model]:
+        """Return models that find the same bit for bit, as many as have processors to work on; each for one thread."""
         ...
 
 
