@@ -1,11 +1,11 @@
-"""How much faster is a recording than a live camera, and are its rows the same?
+"""How much faster a recording is than a live camera, and whether its rows are the same.
 
 Run: python benchmarks/recording.py MODEL.onnx [--recording FILE.tif] [--frames 2000] [--rounds 5] [--mostly-idle 0.8]
 
 Both are the whole chain of `oneframe log`: frames read from the same TIFF, model, links, record on disk. `live`: one
 frame after another, the model on all processors, as for a camera; `recording`: several frames at once, as `log` and
-`detect` do with a source that waits. They take turns; the rate of each is taken from the second frame on, the ratio is
-the median over the rounds. Then every column of every row but the time of reading is compared bit for bit. Without
+`detect` do with a source that waits. They take turns; the ratio is the
+median over the rounds. Then every column of every row but the time of reading is compared bit for bit. Without
 `--recording` one of simulated beads is made (512 x 512 px, 50 beads), 200 frames over and over.
 
 A computer with other work tells little: with `--mostly-idle S` a round starts when so much of all processors was idle
