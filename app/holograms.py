@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,12 @@ from oneframe.acquisition.recording import open_recording, read_image
 from oneframe.acquisition.source import parse_source
 from oneframe.app.console import CommandError, Console
 from oneframe.app.frames import new_file
-from oneframe.runtime.field_picture import MOST_TILES, FieldContrast, field_panels, montage
 from oneframe.runtime.field_reader import FieldReader, HologramSettings
 from oneframe.runtime.optics import Optics
-from oneframe.runtime.overlay import write_png
 from oneframe.runtime.refocus import Complex2D, Refocuser
+
+if TYPE_CHECKING:
+    from oneframe.runtime.field_picture import FieldContrast
 
 WATER = 1.33
 NOISY = 0.05
@@ -141,6 +142,9 @@ def read_frame(text: str, kind: str) -> Frame:
 
 def snap_field(reader: FieldReader, frame: Frame, field: Complex2D, path: Path, console: Console) -> None:
     """Write the picture of a snapped hologram and of the field just read from it, and say what is known of that."""
+    from oneframe.runtime.field_picture import field_panels  # late: OpenCV, which `log` starts without
+    from oneframe.runtime.overlay import write_png
+
     _tell_notes(reader, frame, console)
     picture = field_panels(
         None if reader.settings.kind == "field" else frame.pixels,
@@ -154,6 +158,9 @@ def snap_field(reader: FieldReader, frame: Frame, field: Complex2D, path: Path, 
 
 def refocus(arguments: argparse.Namespace, console: Console) -> None:
     """Write a hologram's amplitude and phase at other distances, as a stack or a picture."""
+    from oneframe.runtime.field_picture import MOST_TILES, FieldContrast, montage
+    from oneframe.runtime.overlay import write_png
+
     path = new_file(arguments.output, (".tif", ".tiff", ".png"))
     z_um = sorted({z for planes in arguments.z_um for z in planes})
     is_picture = path.suffix.lower() == ".png"
