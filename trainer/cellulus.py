@@ -389,6 +389,7 @@ def separation(diameter_px: float, settings: CellulusSettings, by: str = "votes"
 def _separation(frame: CellFrame, settings: CellulusSettings, by: str) -> Separation:
     """Return how the frame's cells are made of maps at the camera's scale."""
     how = separation(REFERENCE_PX / frame.scale.factor, settings, by)
+    how = replace(how, tile_step_px=frame.scale.step_px, halo_px=frame.scale.halo_px)
     if by == "necks":  # the diameter is the width of a rod, which says little of its area
         area = np.bincount(frame.proposal.labels.ravel())[1:]
         least_px = _CRUMB * float(np.median(area)) / frame.scale.factor**2

@@ -282,7 +282,14 @@ def star_graph(network: StarNetwork, unsupervised: CellGraph, least_relief: floa
 
 def star_separation(graph: StarGraph, least_area_px: float) -> Separation:
     """Return how the maps of a graph become cells."""
-    return Separation("stars", least_area_px, grid_px=graph.grid_px, origin_px=graph.origin_px)
+    return Separation(
+        "stars",
+        least_area_px,
+        grid_px=graph.grid_px,
+        origin_px=graph.origin_px,
+        tile_step_px=graph.scale.step_px,
+        halo_px=graph.scale.halo_px,
+    )
 
 
 @torch.no_grad()
