@@ -1,5 +1,6 @@
 import functools
 import itertools
+import os
 import re
 import sys
 import threading
@@ -402,6 +403,9 @@ def test_the_viewer_process_saves_its_screenshot_and_leaves(sink, tmp_path):
 def test_the_viewer_process_closes_at_the_end_of_the_run(sink):
     viewer = start_viewer(sink.address, title="", diameter_px=5, close_at_end=True)
     assert sink.wait_for_view(30)
+    if sys.platform != "win32":  # it gives way to the analysis
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, viewer.pid) == min(19, own + 10)
     sink.close()
     assert viewer.wait(30) == 0
 
