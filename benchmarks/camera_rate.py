@@ -42,7 +42,6 @@ N_RING = 32
 QUEUED_FRAMES = 128
 """Frames that wait at most: as many of this size as `log` lets wait."""
 MOST_GROWTH = 0.01
-PRECISION = 1.06
 
 
 def make_ring(path: Path) -> None:
@@ -190,7 +189,7 @@ def keeps_up(kind: str, rate_hz: float, chosen: argparse.Namespace, place: Path)
 def measure(kind: str, chosen: argparse.Namespace, place: Path) -> dict[str, Any]:
     """Bisect, then measure the age at half the rate."""
     low_hz, high_hz = chosen.low, chosen.high
-    while high_hz > PRECISION * low_hz:
+    while high_hz > chosen.precision * low_hz:
         rate_hz = float(np.sqrt(low_hz * high_hz))
         if keeps_up(kind, rate_hz, chosen, place):
             low_hz = rate_hz
@@ -226,6 +225,7 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=10.0, help="of each run")
     arguments.add_argument("--low", type=float, default=4.0, metavar="HZ", help="kept up with for sure")
     arguments.add_argument("--high", type=float, default=200.0, metavar="HZ", help="too fast for sure")
+    arguments.add_argument("--precision", type=float, default=1.06, metavar="RATIO", help="of the rate found")
     arguments.add_argument("--follow", nargs=4, help=argparse.SUPPRESS)
     arguments.add_argument("-o", "--output", type=Path)
     chosen = arguments.parse_args()

@@ -4,9 +4,9 @@ Run: python benchmarks/recording.py MODEL.onnx [--recording FILE.tif] [--frames 
 
 Both are the whole chain of `oneframe log`: frames read from the same TIFF, model, links, record on disk. `live`: one
 frame after another, the model on all processors, as for a camera; `recording`: several frames at once, as `log` and
-`detect` do with a source that waits. They take turns; the ratio is the
-median over the rounds. Then every column of every row but the time of reading is compared bit for bit. Without
-`--recording` one of simulated beads is made (512 x 512 px, 50 beads), 200 frames over and over.
+`detect` do with a source that waits. They take turns; the ratio is the median over the rounds. Then every column of
+every row but the time of reading is compared bit for bit. Without `--recording` one of simulated beads is made
+(512 x 512 px, 50 beads), 200 frames over and over.
 
 On a computer with other work both get what that leaves, which says little: with `--others S` only rounds count in which
 other programs took less than that share of all processors; what they took is printed. Linux only.
@@ -136,9 +136,8 @@ def main() -> None:
     live, several = (np.array([run["fps"] for run in runs]) for runs in told.values())
     counts = np.array([max(a["others"], b["others"]) < chosen.others for a, b in zip(*told.values(), strict=True)])
     ratio = float(np.median((several / live)[counts])) if counts.any() else float("nan")
-    print(
-        f"recording / live: {ratio:.2f}, median of {counts.sum()} of {len(counts)} rounds; rows {'bit-identical' if all(same) else 'DIFFER'}"
-    )
+    bits = "bit-identical" if all(same) else "DIFFER"
+    print(f"recording / live: {ratio:.2f}, median of {counts.sum()} of {len(counts)} rounds; rows {bits}")
     if chosen.output:
         chosen.output.write_text(json.dumps({"ratio": ratio, "same": all(same), **told}, indent=1))
 
