@@ -29,7 +29,7 @@ from oneframe.runtime.crew import looks
 from oneframe.runtime.density import Emitters, RecentEmitters
 from oneframe.runtime.display import DisplaySink, start_viewer
 from oneframe.runtime.drift import ALIKE
-from oneframe.runtime.link import FrameLinker, LinkSettings
+from oneframe.runtime.link import FrameLinker, LinkSettings, import_solvers
 from oneframe.runtime.load import LoadedModel, ready
 from oneframe.runtime.model import load_graph
 from oneframe.runtime.pipeline import Ended, Pipeline
@@ -179,6 +179,7 @@ def _draw(path: Path, frame: Frame, detections: Detections, model: LoadedModel) 
 
 def log(arguments: argparse.Namespace, console: Console) -> None:
     """Run a model on a source without a window and write every frame's fate to a folder."""
+    threading.Thread(target=import_solvers, name="oneframe-imports").start()  # while the model loads
     model = open_model(arguments, live=True)
     ended = run_pipeline(arguments, model, {}, console)
     _report(ended, arguments, console)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneframe.runtime.detections import Detections, Tracks
-from oneframe.runtime.link import Floats, Ints, assign, choose_links, frames_elapsed
+from oneframe.runtime.link import Floats, Ints, assign, choose_links, frames_elapsed, import_solvers
 from oneframe.runtime.segmentation_score import count_pairs
 from oneframe.runtime.vote_clustering import run_starts
 
@@ -118,10 +118,7 @@ class CellLinker:
     """
 
     def __init__(self, settings: CellLinkSettings | None = None) -> None:
-        import scipy.optimize
-        import scipy.sparse.csgraph
-        import scipy.spatial  # noqa: F401 - slow to import: paid here, not at the first frame
-
+        import_solvers()
         self.settings = settings or CellLinkSettings()
         self._tracks = _CellTracks.none()
         self._masks = _Runs.none()

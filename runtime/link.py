@@ -59,6 +59,13 @@ class LinkSettings:
             raise ValueError(f"max_gate_growth must be 1 or more, got {self.max_gate_growth}; 1 keeps the gate fixed")
 
 
+def import_solvers() -> None:
+    """Import what linking needs: slow, so it is paid before the first frame, or in a thread while the model loads."""
+    import scipy.optimize
+    import scipy.sparse.csgraph
+    import scipy.spatial  # noqa: F401
+
+
 class FrameLinker:
     """The online linker: a constant-velocity Kalman filter per track and an optimal assignment per frame.
 
@@ -77,10 +84,7 @@ class FrameLinker:
     """
 
     def __init__(self, settings: LinkSettings) -> None:
-        import scipy.optimize
-        import scipy.sparse.csgraph
-        import scipy.spatial  # noqa: F401 - slow to import: paid here, not at the first frame
-
+        import_solvers()
         self.settings = settings
         self._tracks = _TrackStates.none()
         self._next_id = 0
