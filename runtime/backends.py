@@ -34,8 +34,11 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A way to run a model file. Less than fp32 is only for the middle of the network: its first convolution, which
-    sees camera counts, its last, which tells pixels, and what follows stay in fp32."""
+    """A way to run a model file.
+
+    Less than fp32 is only for the middle of the network: its first convolution, which sees camera counts, its last,
+    which tells pixels, and what follows stay in fp32.
+    """
 
     engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
     precision: Precision = "fp32"
