@@ -100,7 +100,8 @@ def open_backend(backend: Backend, model: bytes, parts: Mapping[str, bytes]) -> 
         if not backend.needs:
             if backend.engine == "openvino":
                 return _OpenVino(model, backend)
-            return open_session(model, name="the model file", threads=backend.threads)
+            plain: Session = open_session(model, name="the model file", threads=backend.threads)
+            return plain
         first, middle, last = (parts[name] for name in backend.needs)
         return _Divided(
             open_session(first, name=FIRST, threads=backend.threads),

@@ -136,8 +136,8 @@ def _read(folder: Path, model: bytes) -> Fastest:
     for name, part in parts.items():
         if hashlib.sha256(part).hexdigest() != record["parts_sha256"][name]:
             raise ValueError(f"{name} is not as it was written")
-    shapes = (tuple(int(n) for n in record[name]) for name in ("frame_shape", "input_shape"))
-    return Fastest(backend, *shapes, float(record["ratio"]), parts)
+    frame_shape, input_shape = (tuple(int(n) for n in record[name]) for name in ("frame_shape", "input_shape"))
+    return Fastest(backend, frame_shape, input_shape, float(record["ratio"]), parts)
 
 
 def _prefix(model: bytes) -> str:
