@@ -27,6 +27,8 @@ ALIKE = 0.1
 HOPELESS = 1.5
 """What takes so many times the fastest after `LEAST_ROUNDS` is not measured longer."""
 LEAST_ROUNDS = 3
+UNSTEADY = 1.3
+"""From this ratio of the quartiles of fp32's own times on, something else was running."""
 CHECK_S = 1.0
 """A way is checked on turned copies of the frame as well while that takes fp32 no longer."""
 
@@ -115,13 +117,22 @@ def turned(frame: NDArray[Any], n: int) -> list[NDArray[Any]]:
     return [np.ascontiguousarray(each) for each in both[:n]]
 
 
+def shifted(frame: NDArray[Any], k: int) -> NDArray[Any]:
+    """Return a frame shifted round its edges, differently for each `k`.
+
+    An engine that prepares anew for every number of objects is as slow then as it is on a camera; on one frame again
+    and again it prepares once.
+    """
+    return np.roll(frame, (37 * k, 61 * k), (-2, -1))
+
+
 @dataclass(slots=True, eq=False)
 class Trial:
     """One way to run a model, and what was found out about it."""
 
     backend: Backend
-    detect: Callable[[], object]
-    """Analyses the frame once."""
+    detect: Callable[[NDArray[Any]], object]
+    """Analyses a frame."""
     agreement: Agreement
     times_ms: list[float] = field(default_factory=list)
 
@@ -130,9 +141,17 @@ class Trial:
         """Median time of a frame."""
         return float(np.median(self.times_ms)) if self.times_ms else float("inf")
 
+    @property
+    def is_steady(self) -> bool:
+        """False if the times differ so much that other programs must have taken the processors."""
+        low_ms, high_ms = np.quantile(self.times_ms, (0.25, 0.75)) if self.times_ms else (1.0, 1.0)
+        return bool(high_ms <= UNSTEADY * low_ms)
 
-def race(trials: Sequence[Trial], seconds: float) -> None:
+
+def race(trials: Sequence[Trial], seconds: float, frame_of: Callable[[int], NDArray[Any]]) -> None:
     """Measure those that passed in turn, for so long and at least `LEAST_ROUNDS` rounds; the hopeless drop out.
+
+    All get the same frame in a round, which `frame_of` makes of its number.
 
     Times of an earlier race are forgotten, unless they were hopeless: what is compared was measured in turn.
     """
@@ -142,10 +161,11 @@ def race(trials: Sequence[Trial], seconds: float) -> None:
     end_s = time.perf_counter() + seconds
     n_rounds = 0
     while running and (n_rounds < LEAST_ROUNDS or time.perf_counter() < end_s):
+        frame = frame_of(n_rounds)
         for k in range(len(running)):
             trial = running[(n_rounds + k) % len(running)]
             start_s = time.perf_counter()
-            trial.detect()
+            trial.detect(frame)
             trial.times_ms.append(1e3 * (time.perf_counter() - start_s))
         n_rounds += 1
         if n_rounds >= LEAST_ROUNDS:

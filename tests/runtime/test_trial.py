@@ -67,7 +67,7 @@ def test_turned_frames_are_mirror_images():
 
 def trial(backend: Backend, ms: float, found: Detections | None = None) -> Trial:
     agreed = agreement([table()], [table() if found is None else found], reach_px=3)
-    return Trial(backend, lambda: None, agreed, [ms])
+    return Trial(backend, lambda frame: None, agreed, [ms])
 
 
 def test_of_ways_that_are_alike_the_plainest_with_the_fewest_threads_is_taken():
@@ -82,7 +82,7 @@ def test_what_finds_something_else_never_wins_and_is_not_measured():
     wrong = trial(Backend(precision="int8"), 1, found=moved(table(), 1))
     wrong.times_ms.clear()
     plain, other = trial(Backend(), 100), trial(Backend(threads=1), 90)
-    race([plain, other, wrong], seconds=0.001)
+    race([plain, other, wrong], 0.001, lambda k: np.zeros((8, 8)))
     assert not wrong.times_ms
     assert len(plain.times_ms) >= LEAST_ROUNDS
     assert winner([plain, wrong]) is plain
@@ -92,3 +92,11 @@ def test_fewer_threads_leave_processors_to_others():
     assert thread_counts(1) == []
     assert thread_counts(2) == [1]
     assert thread_counts(8) == [7, 4, 2, 1]
+
+
+def test_times_that_vary_tell_of_other_programs():
+    steady, disturbed = trial(Backend(), 10), trial(Backend(), 10)
+    steady.times_ms = [10, 10.5, 11, 10, 30]
+    disturbed.times_ms = [10, 20, 11, 25, 30]
+    assert steady.is_steady
+    assert not disturbed.is_steady
