@@ -54,6 +54,7 @@ def examine() -> Iterator[Finding]:
     yield _extra("view", ("pyqtgraph", "PySide6-Essentials"), "the live view")
     yield _extra("mm", ("pycromanager", "pymmcore", "mm-test-adapters"), "Micro-Manager cameras and demo:")
     yield _extra("files", ("zarr", "imagecodecs", "h5py"), "OME-Zarr, compressed TIFF, Picasso HDF5")
+    yield _extra("openvino", ("openvino",), "second engine for oneframe bench to try")
     yield from _qt()
     yield from _micro_manager()
     yield _one_cv2()

@@ -26,6 +26,7 @@ _COMMANDS = {
     "live": ("oneframe.app.track", "live"),
     "log": ("oneframe.app.track", "log"),
     "recover": ("oneframe.app.track", "recover"),
+    "bench": ("oneframe.app.bench", "bench"),
     "report": ("oneframe.app.report", "report"),
     "convert": ("oneframe.app.convert", "convert"),
     "refocus": ("oneframe.app.holograms", "refocus"),
@@ -45,6 +46,7 @@ _EXTRAS = {
     "pymmcore": "mm",
     "mm_test_adapters": "mm",
     "matplotlib": "report",
+    "openvino": "openvino",
 }
 
 _MOST_PLANES = 10_000
@@ -168,9 +170,15 @@ def parser() -> argparse.ArgumentParser:
             help="largest step of a particle from frame to frame (default: one object diameter)",
         )  # fmt: skip
         sub.add_argument("--max-gap-frames", type=int, default=3, help="frames a track may miss (default: %(default)s)")
-        sub.add_argument("--threads", type=_count, help="CPU threads for the model")
+        sub.add_argument("--threads", type=_count, help="CPU threads for the model, in fp32")
+        sub.add_argument(
+            "--backend", choices=["fastest", "fp32"], default="fastest",
+            help="fastest: as oneframe bench found for this model, frame size and machine; without it fp32 (default: "
+            "%(default)s)",
+        )  # fmt: skip
         _add_outputs(sub)
     live.add_argument("--screenshot", metavar="FILE.png", help="save the window after 60 pictures and close it")
+    _add_bench(command("bench", "find out how a model runs fastest on this machine, for live and log"))
     for sub in (detect, live, log):
         sub.add_argument("--threshold", type=float, metavar="T", help="lowest score to report, 0 to 1")
         _add_background(sub.add_argument_group("hologram", "of a model for holograms, whose card knows the rest"))
@@ -343,6 +351,23 @@ def _add_background(group: argparse._ArgumentGroup) -> None:
         help="what the field is divided by: the reference's field; the median over the last seconds; a smooth surface; "
         "one number (default: reference where one is given, else median for a camera, polynomial for an image)",
     )  # fmt: skip
+
+
+def _add_bench(sub: argparse.ArgumentParser) -> None:
+    """Add what `oneframe.app.bench` reads."""
+    sub.add_argument("model", metavar="MODEL.onnx")
+    frame = sub.add_mutually_exclusive_group()
+    frame.add_argument("--frame", metavar="IMAGE", help="to try on: the snapped frame, or any of the camera's size")
+    frame.add_argument("--source", metavar="SOURCE", help="take one frame of it to try on, as live and log name it")
+    frame.add_argument(
+        "--shape", nargs=2, type=_count, metavar=("H", "W"),
+        help="without a frame: repeat what the model file holds of it to this size (default: of the snapped frame)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--seconds", type=_positive, default=2.0, metavar="S", help="of each of two races (default: %(default)s)"
+    )
+    sub.add_argument("--threshold", type=float, metavar="T", help="lowest score to report, 0 to 1")
+    _add_background(sub.add_argument_group("hologram", "of a model for holograms, whose card knows the rest"))
 
 
 def _add_outputs(sub: argparse.ArgumentParser) -> None:

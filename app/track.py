@@ -29,9 +29,10 @@ from oneframe.runtime.crew import looks
 from oneframe.runtime.density import Emitters, RecentEmitters
 from oneframe.runtime.display import DisplaySink, start_viewer
 from oneframe.runtime.drift import ALIKE
+from oneframe.runtime.fastest import BySize, run_fastest
 from oneframe.runtime.link import FrameLinker, LinkSettings, import_solvers
 from oneframe.runtime.load import LoadedModel, ready
-from oneframe.runtime.model import load_graph
+from oneframe.runtime.model import OnnxModel, load_graph
 from oneframe.runtime.pipeline import Ended, Pipeline
 from oneframe.runtime.publish import emitter_values
 from oneframe.runtime.record import RunRecord, complete_run, recover_run
@@ -86,12 +87,29 @@ def open_model(arguments: argparse.Namespace, *, live: bool) -> LoadedModel:
         If the file or the reference cannot be used.
     """
     graph = load_graph(arguments.model, threshold=arguments.threshold, threads=getattr(arguments, "threads", None))
+    return model_around(graph, arguments, live=live)
+
+
+def model_around(graph: OnnxModel, arguments: argparse.Namespace, *, live: bool) -> LoadedModel:
+    """Return a graph with what its card and the arguments say must happen around it; raises as `open_model`."""
     if graph.card.hologram:
         reference = reference_of(arguments, graph.card.hologram["kind"])
         return HologramModel(graph, reference=reference, background=background_of(arguments, live=live))
     if arguments.reference is not None or arguments.background is not None:
         raise CommandError(f"expected no reference or background: {arguments.model} takes camera images; leave it out")
     return ready(graph)
+
+
+def open_fastest(arguments: argparse.Namespace, console: Console) -> LoadedModel:
+    """Return the model for frames that follow each other, run as `bench` found best, unless the arguments know better.
+
+    Raises as `open_model`.
+    """
+    model = open_model(arguments, live=True)
+    if arguments.backend == "fastest" and arguments.threads is None:
+        for sentence in run_fastest(model, arguments.model):
+            console.say(sentence, event="backend", sentence=sentence)
+    return model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,7 +198,7 @@ def _draw(path: Path, frame: Frame, detections: Detections, model: LoadedModel) 
 def log(arguments: argparse.Namespace, console: Console) -> None:
     """Run a model on a source without a window and write every frame's fate to a folder."""
     threading.Thread(target=import_solvers, name="oneframe-imports").start()  # while the model loads
-    model = open_model(arguments, live=True)
+    model = open_fastest(arguments, console)
     ended = run_pipeline(arguments, model, {}, console)
     _report(ended, arguments, console)
 
@@ -188,7 +206,7 @@ def log(arguments: argparse.Namespace, console: Console) -> None:
 def live(arguments: argparse.Namespace, console: Console) -> None:
     """Show positions on the live camera view; with an output folder also log them."""
     screenshot = None if arguments.screenshot is None else new_file(arguments.screenshot, (".png",))
-    model = open_model(arguments, live=True)
+    model = open_fastest(arguments, console)
     board = StatusBoard()
     display = _display_for(model, board)
     try:
@@ -284,6 +302,7 @@ def run_pipeline(
             "mode": arguments.mode,
             "max_distance_px": max_distance_px,
             "max_gap_frames": arguments.max_gap_frames,
+            "backends": model.engine.settings() if isinstance(model.engine, BySize) else [],
         }
         record = RunRecord(
             folder, card=model.card, source=source.info, settings=settings, save_frames=arguments.save_frames
@@ -311,6 +330,7 @@ def run_pipeline(
             published=ended.published,
             sink_drops=ended.sink_drops,
             outputs={name: output.report() for name, output in outputs.items()},
+            frames_by_backend=model.engine.n_frames() if isinstance(model.engine, BySize) else None,
         )
     for name, output in outputs.items():
         console.say(_output_line(name, output.report()), event="output", name=name, report=output.report())

@@ -2,6 +2,7 @@
 
 Run: python benchmarks/speed.py [--peer-python VENV/bin/python] [--rounds 7] [--models FOLDER] [-o results.json]
      python benchmarks/speed.py --only default paper [--model NAME=FILE.onnx ...]
+     python benchmarks/speed.py --backends                 also the default in int8, and in OpenVINO where installed
      python benchmarks/speed.py --stages FILE.onnx         share of time by stage and by operator, at 200 and 500 beads
 
 Frames are 1024 x 1024 uint16 with 200 simulated beads (`--beads`) of exact truth; one box of frame 0 is what everybody
@@ -37,7 +38,9 @@ from numpy.typing import NDArray
 
 from oneframe.acquisition.simulated import BeadCamera, BeadScene
 from oneframe.export import export
+from oneframe.export.quantise import divide, quantise
 from oneframe.runtime import load_model
+from oneframe.runtime.backends import MIDDLE_INT8, Backend, Session, open_backend, openvino_precisions
 from oneframe.runtime.truth import TruthComparison
 from oneframe.trainer import Box
 from oneframe.trainer.lodestar import train_lodestar
@@ -95,9 +98,10 @@ def scene_of(n_beads: int, size_px: int, seed: int) -> Scene:
     return Scene(np.stack(frames), truth, Box(x - half, y - half, BOX_SIDE, BOX_SIDE))
 
 
-def model_method(name: str, path: Path, scene: Scene) -> Method:
-    """Return a model file as a method: uint16 in, detections out."""
+def model_method(name: str, path: Path, scene: Scene, engine: Session | None = None) -> Method:
+    """Return a model file as a method: uint16 in, detections out; `engine` runs it in place of ONNX Runtime in fp32."""
     model = load_model(path)
+    model.engine = engine or model.engine
 
     def run(index: int) -> Answer:
         start_s = time.perf_counter()
@@ -106,6 +110,16 @@ def model_method(name: str, path: Path, scene: Scene) -> Method:
         return ms, np.column_stack([found.y_px, found.x_px]).astype(np.float64)
 
     return Method(name, run)
+
+
+def backend_methods(path: Path, scene: Scene) -> list[Method]:
+    """Return the other ways to run a model file that this machine offers, int8 calibrated on frame 0."""
+    file = path.read_bytes()
+    parts = divide(file)
+    parts[MIDDLE_INT8] = quantise(parts, [scene.frames[0]])
+    precisions = openvino_precisions()
+    ways = [Backend("onnxruntime", "int8"), *(Backend("openvino", precision) for precision in precisions)]
+    return [model_method(way.name, path, scene, open_backend(way, file, parts)) for way in ways]
 
 
 def trained(preset: str, scene: Scene, folder: Path) -> Path:
@@ -192,13 +206,13 @@ def table(methods: list[Method], scene: Scene, radius_px: float) -> dict[str, An
     """Print one line a method; the ratio is its time over that of the last, the default."""
     last_ms = float(np.median(methods[-1].ms))
     results: dict[str, Any] = {}
-    print(f"{'':<10} {'ms':>8} {'ratio':>7} {'RMSE px':>8} {'F1':>7}")
+    print(f"{'':<14} {'ms':>8} {'ratio':>7} {'RMSE px':>8} {'F1':>7}")
     for method in methods:
         scores = np.array([score_of(found, scene.truth[k], radius_px) for k, found in method.found.items()])
         f1, rmse_px = scores[:, 0].mean(), np.sqrt((scores[:, 1] ** 2).mean())
         ms = float(np.median(method.ms))
         results[method.name] = {"ms": ms, "all_ms": method.ms, "rmse_px": float(rmse_px), "f1": float(f1)}
-        print(f"{method.name:<10} {ms:8.1f} {ms / last_ms:7.2f} {rmse_px:8.4f} {f1:7.4f}", flush=True)
+        print(f"{method.name:<14} {ms:8.1f} {ms / last_ms:7.2f} {rmse_px:8.4f} {f1:7.4f}", flush=True)
     return results
 
 
@@ -209,6 +223,7 @@ def main() -> None:
     arguments.add_argument("--peer-python", help="of the environment with deeplay and trackpy")
     arguments.add_argument("--only", nargs="+", choices=kinds, default=list(kinds))
     arguments.add_argument("--model", nargs="+", default=[], metavar="NAME=FILE", help="further model files")
+    arguments.add_argument("--backends", action="store_true", help="also other ways to run the default")
     arguments.add_argument("--rounds", type=int, default=7)
     arguments.add_argument("--beads", type=int, default=200)
     arguments.add_argument("--size", type=int, default=1024, metavar="PX")
@@ -230,6 +245,8 @@ def main() -> None:
     files = {name: trained(name, scene, chosen.models) for name in ("paper", "default") if name in chosen.only}
     more = {name: Path(path) for name, _, path in (text.partition("=") for text in chosen.model)}
     models = [model_method(name, path, scene) for name, path in {**more, **files}.items()]
+    if chosen.backends:
+        models = backend_methods(files["default"], scene) + models
     radius_px = float(load_model(next(iter({**files, **more}.values()))).card.object_diameter_px) / 2
     methods = (peer_methods(chosen, scene, frames, radius_px) if chosen.peer_python else []) + models
     for method in methods:

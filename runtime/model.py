@@ -25,6 +25,8 @@ class OnnxModel:
 
     def __init__(self, session: ort.InferenceSession, card: ModelCard, threshold: float | None) -> None:
         self._session = session
+        self.engine: Any = session
+        """What runs the graph: a `Session` of `runtime/backends.py`, ONNX Runtime in fp32 unless it is replaced."""
         self._card = card
         self.threshold = card.threshold if threshold is None else threshold
 
@@ -83,7 +85,7 @@ class OnnxModel:
 
     def _outputs(self, pixels: NDArray[Any]) -> dict[str, Any]:
         names = self._card.outputs
-        values = self._session.run(list(names), {"image": pixels, "threshold": self._threshold})
+        values = self.engine.run(list(names), {"image": pixels, "threshold": self._threshold})
         return dict(zip(names, values, strict=True))
 
     def as_input(self, image: NDArray[Any]) -> NDArray[Any]:

@@ -330,6 +330,7 @@ def complete_run(
     published: int | None = None,
     sink_drops: Mapping[str, Mapping[str, int]] | None = None,
     outputs: Mapping[str, Mapping[str, Any]] | None = None,
+    frames_by_backend: Mapping[str, int] | None = None,
 ) -> None:
     """Finish a run after its record was closed: write `detections.csv` and complete `run.json`.
 
@@ -347,6 +348,8 @@ def complete_run(
         Results that a sink did not take, the record itself being one: name of the sink, reason, count.
     outputs : mapping or None
         How each output of a closed loop did, latencies included: its name and its report.
+    frames_by_backend : mapping or None
+        Frames that each way to run the model took; None: all in fp32.
 
     Raises
     ------
@@ -355,13 +358,15 @@ def complete_run(
     """
     run = _read_open_run(folder)
     with _existing_record(folder, run) as db:
-        ending = {
+        ending: dict[str, Any] = {
             "published": published,
             "ended": ended,
             "sink_drops": {name: dict(reasons) for name, reasons in (sink_drops or {}).items()},
             "outputs": {name: dict(report) for name, report in (outputs or {}).items()},
             "finished": _iso(time.time()),
         }
+        if frames_by_backend is not None:
+            ending["frames_by_backend"] = dict(frames_by_backend)
         _complete(folder, run, db, account, ending)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from oneframe.runtime.card import ModelCard
 from oneframe.runtime.model import OnnxModel
 
@@ -25,3 +27,12 @@ class WrappedModel:
     @threshold.setter
     def threshold(self, value: float) -> None:
         self._network.threshold = value
+
+    @property
+    def engine(self) -> Any:
+        """What runs the graph, as `OnnxModel.engine`."""
+        return self._network.engine
+
+    @engine.setter
+    def engine(self, engine: Any) -> None:
+        self._network.engine = engine
