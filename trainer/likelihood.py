@@ -145,20 +145,30 @@ class LikelihoodFit(nn.Module):
         table = np.concatenate([table, np.ones((1, table.shape[1]))])  # and the background
         self.register_buffer("table", torch.from_numpy(table.astype(np.float32)))
         self.register_buffer("shifts", shifts.float())
-        # of each row of the table: its shift along y and x (S, M * S * S + 1), and its source (M, M * S * S + 1)
-        for name, part in (("shift_y", 0), ("shift_x", 1)):
-            which = torch.cartesian_prod(shifts, shifts)[:, part].repeat(len(samples))
-            self.register_buffer(name, F.pad((shifts[:, None] == which).float(), (0, 1)))
+        # the weight of each row of the table, in the image and in its derivatives, is a product of one along y and one
+        # along x; these are taken out of splines and slopes along y and x, (4 * S, 4 * rows), the background's being 1
+        by = torch.cartesian_prod(shifts, shifts).repeat(len(samples), 1)
+        which_y, which_x = (F.pad((shifts[:, None] == by[:, k]).float(), (0, 1)) for k in range(2))
+        nothing = torch.zeros_like(which_y)
+        along = [(which_y, nothing, nothing, which_y), (nothing, nothing, -which_y, nothing)]
+        across = [(which_x, nothing, which_x, nothing), (nothing, nothing, nothing, -which_x)]
+        nothing = torch.cat([nothing] * 4, 1)
+        (spline_y, slope_y), (spline_x, slope_x) = ([torch.cat(part, 1) for part in axis] for axis in (along, across))
+        self.register_buffer("along", torch.cat([spline_y, nothing, slope_y, nothing]))
+        self.register_buffer("across", torch.cat([nothing, spline_x, nothing, slope_x]))
+        constant = torch.zeros(4, len(table))
+        constant[1, -1] = 1
+        self.register_buffer("constant", constant.flatten())
         which = torch.arange(len(samples)).repeat_interleave(n_shifts)
-        self.register_buffer("of_source", F.pad((torch.arange(len(samples))[:, None] == which).float(), (0, 1)))
-        self.register_buffer("background", F.pad(torch.zeros(1, len(table) - 1), (0, 1), value=1.0))
+        of_source = F.pad((torch.arange(len(samples))[:, None] == which).float(), (0, 1), value=1.0)
+        self.register_buffer("of_source", of_source.repeat(1, 4))
 
     table: Tensor
-    background: Tensor
-    shifts: Tensor
-    shift_y: Tensor
-    shift_x: Tensor
+    along: Tensor
+    across: Tensor
+    constant: Tensor
     of_source: Tensor
+    shifts: Tensor
     atlas: Tensor
     atlas_scale: Tensor
     atlas_middle: Tensor
@@ -221,7 +231,8 @@ class LikelihoodFit(nn.Module):
         step, inverse = _solved((jacobian * weight[:, None]) @ jacobian.mT, right, self.identity)
         ones = torch.ones(rest.shape[1], 1)
         before = (weighted_rest * rest) @ ones
-        squares = torch.maximum(before - (step[:, None] @ right)[:, 0], 1e-6 * before)  # of the rest after the step
+        explained = (step * right[..., 0]) @ torch.ones(step.shape[1], 1)
+        squares = torch.maximum(before - explained, 1e-6 * before)  # of the rest after the step
         scatter = squares / (say @ ones - jacobian.shape[1]).clamp(min=1) + 1e-12
         by_gain, by_background, by_place, *by_angle = torch.split(step, [1, 1, 2, 1][: jacobian.shape[1] - 1], 1)
         gain = at.gain + by_gain
@@ -262,15 +273,10 @@ class LikelihoodFit(nn.Module):
         Derivatives by gain, background, y, x and, with `has_angle`, the angle.
         """
         if not self.has_angle:
-            weights, slopes = _spline_weights(self.shifts - at.place[..., None])  # (N, 2, S)
-            (weight_y, weight_x), (slope_y, slope_x) = weights.unbind(1), slopes.unbind(1)
-            weight_y, slope_y = weight_y @ self.shift_y, slope_y @ self.shift_y  # (N, M * S * S + 1)
-            weight_x, slope_x = weight_x @ self.shift_x, slope_x @ self.shift_x
+            splines = torch.cat(_spline_weights(self.shifts - at.place[..., None]), 1).flatten(1)  # (N, 4 * S)
+            rows = (splines @ self.along + self.constant) * (splines @ self.across + self.constant)
             if len(self.bank) > 1:
-                own = (torch.arange(len(self.bank)) == source).float() @ self.of_source
-                weight_x, slope_x = weight_x * own, slope_x * own
-            background = self.background.expand_as(weight_y)
-            rows = torch.cat([weight_y * weight_x, background, -slope_y * weight_x, -slope_x * weight_y], 1)
+                rows = rows * ((torch.arange(len(self.bank)) == source).float() @ self.of_source)
             jacobian = (rows.reshape(-1, len(self.table)) @ self.table).reshape(-1, 4, len(self.grid_y))
             return jacobian[:, 0], jacobian
         cosine, sine = torch.cos(at.angle), torch.sin(at.angle)
@@ -291,8 +297,9 @@ class LikelihoodFit(nn.Module):
 def _spline_weights(away: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cubic B-spline at distances from its middle, and its slope."""
     near, far = F.relu(1 - away.abs()), F.relu(2 - away.abs())
-    slope = torch.sign(away) * (4 * near * near - far * far) / 2
-    return (far * far * far - 4 * near * near * near) / 6, slope
+    near_squared, far_squared = 2 * near * near, far * far / 2
+    slope = torch.sign(away) * (near_squared - far_squared)
+    return (far * far_squared - 2 * near * near_squared) / 3, slope
 
 
 def bound_px(image: Tensor, noise: PixelNoise, diameter_px: float, *, has_angle: bool) -> float:
