@@ -1,12 +1,23 @@
-"""Where the time of a frame goes in a model file: for `speed.py --stages`."""
+"""Where the time of a frame goes, from pixels to written rows: for `speed.py --stages`.
+
+convert       what a pixel meets before the network: cast, offset, padding, averaging.
+network       the convolutions.
+peaks         scores, local maxima, their averages, and the columns.
+fit           of each position to the pixels.
+between       from node to node of the graph: what a frame takes without the profiler less what the profiler tells.
+copy          the rest of a call of the session, the checks of the frame, and the record `Detections`.
+link, table   `FrameLinker` on moving particles; `RunRecord`, a committed row for each of them.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +26,17 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from oneframe.acquisition import Frame, SourceInfo
 from oneframe.export.graph import SCOPES
 from oneframe.runtime import load_model
+from oneframe.runtime.detections import Detections
 from oneframe.runtime.link import FrameLinker, LinkSettings
+from oneframe.runtime.record import RunRecord
+from oneframe.runtime.seams import Analysed
 
-OTHERS = "convert, peaks"
-"""What belongs to no module of the graph."""
+STAGES = ("convert", "network", "peaks", "fit", "between", "copy", "link", "table")
+STEP_PX = 1.0
+"""Standard deviation of the particles' steps per axis and frame, for the linker."""
 
 
 def median_ms(act: Callable[[int], object], n_rounds: int) -> float:
@@ -33,8 +49,8 @@ def median_ms(act: Callable[[int], object], n_rounds: int) -> float:
     return 1e3 * float(np.median(times_s))
 
 
-def kernel_events(path: Path, image: NDArray[Any], n_rounds: int, *, threads: int = 0) -> list[dict[str, Any]]:
-    """Return what ONNX Runtime's profiler tells of every node that it runs, in the order of running."""
+def profile(path: Path, image: NDArray[Any], n_rounds: int, *, threads: int = 0) -> list[dict[str, Any]]:
+    """Return what ONNX Runtime's profiler tells, in the order of running."""
     options = ort.SessionOptions()
     options.enable_profiling, options.intra_op_num_threads, options.log_severity_level = True, threads, 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -43,54 +59,127 @@ def kernel_events(path: Path, image: NDArray[Any], n_rounds: int, *, threads: in
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         for _ in range(n_rounds):
             session.run(None, {"image": image})
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    return events
+
+
+def kernel_events(path: Path, image: NDArray[Any], n_rounds: int, *, threads: int = 0) -> list[dict[str, Any]]:
+    """Return what ONNX Runtime's profiler tells of every node that it runs, in the order of running."""
+    return _kernels(profile(path, image, n_rounds, threads=threads))
+
+
+def _kernels(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
 
 
-def node_times_ms(path: Path, image: NDArray[Any], n_rounds: int) -> list[tuple[str, str, float]]:
-    """Return name, operator and median time of every node that ONNX Runtime runs."""
-    times, operator = defaultdict(list), {}
-    for event in kernel_events(path, image, n_rounds + 2):
-        name = event["name"].removesuffix("_kernel_time")
-        times[name].append(event["dur"] / 1e3)
-        operator[name] = event["args"]["op_name"]
-    return [(name, operator[name], float(np.median(each[2:]))) for name, each in times.items()]
+def _session_ms(events: list[dict[str, Any]], name: str) -> float:
+    return float(np.median([event["dur"] for event in events if event["name"] == name][2:])) / 1e3
 
 
 def stage_of_nodes(path: Path) -> dict[str, str]:
-    """Return the module of the deployed graph that each node and each value comes from."""
-    stages = {}
-    for node in onnx.load(path).graph.node:
+    """Return the stage of the deployed graph that each node and each value belongs to."""
+    nodes = onnx.load(path).graph.node
+    stages: dict[str, str] = {}
+    for node in nodes:
         scopes = next((p.value for p in node.metadata_props if p.key == SCOPES), "")
-        stage = next((module for module in ("network", "fit") if f"'{module}" in scopes), OTHERS)
-        stages[node.name] = stage
-        stages.update(dict.fromkeys(node.output, stage))
+        stages[node.name] = next((module for module in ("network", "fit") if f"'{module}" in scopes), "peaks")
+    # what the network is computed from, and is no part of it
+    wanted: set[str] = set()
+    for node in reversed(nodes):
+        if stages[node.name] == "network" or wanted.intersection(node.output):
+            wanted.update(node.input)
+            if stages[node.name] == "peaks":
+                stages[node.name] = "convert"
+    for node in nodes:
+        stages.update(dict.fromkeys(node.output, stages[node.name]))
     return stages
 
 
-def show(path: Path, image: NDArray[Any], n_rounds: int) -> None:
-    """Print the time of a frame by stage and by operator."""
+def moved(found: Detections, n_frames: int) -> list[Detections]:
+    """Return the particles on a random walk."""
+    rng = np.random.default_rng(0)
+    walk = rng.normal(0, STEP_PX, (n_frames, 2, len(found))).cumsum(0).astype(np.float32)
+    return [replace(found, y_px=found.y_px + y, x_px=found.x_px + x) for y, x in walk]
+
+
+def host_ms(path: Path, image: NDArray[Any], n_rounds: int) -> dict[str, float]:
+    """Return the times of what is outside of the graph, and of a whole call of `detect`."""
     model = load_model(path)
     found = model.detect(image)
-    linker = FrameLinker(LinkSettings(max_distance_px=5.0))
-    whole = median_ms(lambda _: model.detect(image), n_rounds)
-    outside = {
-        "checks before the graph": median_ms(lambda _: model.as_input(image), n_rounds),
-        "link": median_ms(lambda k: linker.link(found, k), n_rounds + 1),
+    columns = {name: getattr(found, name) for name in model.card.columns}
+    walk = moved(found, n_rounds + 2)
+    linker = FrameLinker(LinkSettings(max_distance_px=5 * STEP_PX))
+    for k in (0, 1):
+        linker.link(walk[k], k)
+    tracks = []
+    with tempfile.TemporaryDirectory() as folder:
+        record = RunRecord(Path(folder) / "run", card=model.card, source=SourceInfo("sim:beads", True), settings={})
+        link = median_ms(lambda k: tracks.append(linker.link(walk[k + 2], k + 2)), n_rounds)
+        rows = [Analysed(Frame(image, k, float(k)), each, 0.01, 0.01) for k, each in enumerate(tracks)]
+        table = median_ms(lambda k: record.write(rows[k]), n_rounds)
+        record.close()
+    return {
+        "detect": median_ms(lambda _: model.detect(image), n_rounds),
+        "copy": median_ms(lambda _: (model.as_input(image), Detections(**columns)), n_rounds),
+        "link": link,
+        "table": table,
     }
+
+
+def work_of(events: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return the multiplications and additions of one run's convolutions, and the bytes they read and write."""
+    operations, n_bytes = 0.0, 0.0
+    for event in {event["name"]: event for event in events if event["args"]["op_name"] == "Conv"}.values():
+        shapes = [next(iter(each.values())) for each in event["args"]["input_type_shape"]]
+        result = next(iter(event["args"]["output_type_shape"][0].values()))
+        operations += 2.0 * math.prod(result) * math.prod(shapes[1][1:])
+        n_bytes += 4.0 * (sum(math.prod(shape) for shape in shapes) + math.prod(result))
+    return operations, n_bytes
+
+
+def peaks_of_machine(n_rounds: int) -> tuple[float, float]:
+    """Return the floating-point operations of a matrix product and the bytes of a copy, per second."""
+    a, b = (np.random.default_rng(k).random((2048, 2048), np.float32) for k in (0, 1))
+    product = 2 * 2048**3 / (1e-3 * median_ms(lambda _: a @ b, n_rounds))
+    source = np.zeros(1 << 26, np.float32)
+    target = np.ones_like(source)
+    return product, 2 * source.nbytes / (1e-3 * median_ms(lambda _: np.copyto(target, source), n_rounds))
+
+
+def show(path: Path, image: NDArray[Any], n_rounds: int) -> dict[str, float]:
+    """Print and return the time of a frame by stage, ms; print operators, and how near the network is to the roof."""
+    host = host_ms(path, image, n_rounds)
+    events = profile(path, image, n_rounds + 2)
+    kernels = _kernels(events)
+    times, operator = defaultdict(list), {}
+    for event in kernels:
+        name = event["name"].removesuffix("_kernel_time")
+        times[name].append(event["dur"] / 1e3)
+        operator[name] = event["args"]["op_name"]
+    nodes = {name: float(np.median(each[2:])) for name, each in times.items()}
     stages = stage_of_nodes(path)
-    nodes = node_times_ms(path, image, n_rounds)
-    by_stage: dict[str, float] = defaultdict(float)
-    by_operator: dict[str, float] = defaultdict(float)
-    for name, operator, ms in nodes:
+    by_stage, by_operator = dict.fromkeys(STAGES, 0.0), defaultdict(float)
+    for name, ms in nodes.items():
         original = name.split("/")[0].removesuffix("_nchwc")
-        by_stage[stages.get(original, "network" if operator.startswith("Reorder") else OTHERS)] += ms
-        by_operator[operator] += ms
+        by_stage[stages.get(original, "network" if operator[name].startswith("Reorder") else "peaks")] += ms
+        by_operator[operator[name]] += ms
+    execute, whole = _session_ms(events, "SequentialExecutor::Execute"), _session_ms(events, "model_run")
+    by_stage["copy"] = host["copy"] + max(0.0, whole - execute)
+    by_stage["between"] = max(0.0, host["detect"] - by_stage["copy"] - sum(nodes.values()))
+    by_stage["link"], by_stage["table"] = host["link"], host["table"]
     total = sum(by_stage.values())
-    print(f"{path.name}: {len(found)} found, {whole:.2f} ms a frame; {len(nodes)} nodes of {total:.2f} ms")
+    print(f"{path.name}: {host['detect']:.2f} ms a frame without the profiler; {len(nodes)} nodes")
     for stage, ms in by_stage.items():
-        print(f"  graph, {stage:<24} {ms:7.2f} ms {100 * ms / total:5.1f} %")
-    for stage, ms in outside.items():
-        print(f"  {stage:<31} {ms:7.2f} ms")
-    for operator, ms in sorted(by_operator.items(), key=lambda item: -item[1])[:12]:
-        print(f"    {operator:<29} {ms:7.2f} ms")
+        print(f"  {stage:<9} {ms:7.2f} ms {100 * ms / total:5.1f} %")
+    for excluded in (("network",), ("network", "fit")):
+        rest = total - sum(by_stage[stage] for stage in excluded)
+        print(f"  all but {' and '.join(excluded)}: {100 * rest / total:.1f} %")
+    print("  " + ", ".join(f"{name} {ms:.2f}" for name, ms in sorted(by_operator.items(), key=lambda i: -i[1])[:12]))
+    operations, n_bytes = work_of(kernels)
+    product, copy = peaks_of_machine(n_rounds)
+    network_s = 1e-3 * by_stage["network"]
+    print(
+        f"  network: {operations / 1e9:.2f} GFLOP, {n_bytes / 1e6:.0f} MB; {operations / network_s / 1e9:.0f} GFLOP/s "
+        f"of a matrix product's {product / 1e9:.0f}, {n_bytes / network_s / 1e9:.1f} GB/s of a copy's {copy / 1e9:.1f}"
+    )
+    return by_stage
