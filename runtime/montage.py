@@ -36,7 +36,7 @@ class RegionSize:
     def of(cls, card: ModelCard, reach_px: float) -> RegionSize:
         """Return what a model needs to find a particle up to `reach_px` from where it is expected, along each axis.
 
-        The margin takes in all pixels of the fit. A position that was not fitted depends on all that the network sees,
+        The margin takes in the pixels of the fit. A position that was not fitted depends on all that the network sees,
         half of 40 px of cells of 2 px.
         """
         pooling = int(card.settings.get("pooling", 1))
@@ -44,10 +44,11 @@ class RegionSize:
         grid_px = stride_px * (2 if card.settings.get("split_cells") else 1)
         while 4 * grid_px <= card.object_diameter_px:
             grid_px *= 2
-        fit_px = card.object_diameter_px / 2 + 6 * pooling  # `LikelihoodFit` takes 4, and may move on
-        margin_px = fit_px if card.settings.get("fit") else max(fit_px, 10 * stride_px)
+        margin_px = card.object_diameter_px / 2 + 4 * pooling  # `LikelihoodFit`
+        if not card.settings.get("fit"):
+            margin_px = max(margin_px, 10 * stride_px)
         core_px = 2 * reach_px + grid_px  # regions lie up to half of `grid_px` off
-        return cls(grid_px, _whole(core_px, grid_px), _whole(margin_px, grid_px))
+        return cls(grid_px, _whole(core_px, grid_px), grid_px * max(1, round(margin_px / grid_px)))
 
 
 def _whole(length_px: float, step_px: int) -> int:
@@ -114,6 +115,8 @@ class Montage:
         self._last_column_px = int(self._last[1])
         self.n_columns = self._last_column_px // size.edge_px + 1
         self._pixels = np.empty(shape, dtype)
+        self._window = (size.edge_px, size.edge_px)
+        self._places = sliding_window_view(self._pixels, self._window, writeable=True)
         self._background = np.array(background).astype(dtype)
 
     def strips(self, n: int) -> list[Strip]:
@@ -135,9 +138,14 @@ class Montage:
         origins = size.grid_px * np.rint((positions + 0.5 - size.edge_px / 2) / size.grid_px).astype(np.int64)
         return np.clip(origins, 0, self._last)
 
+    def each_once(self, origins: Ints) -> Ints:
+        """Return the different ones of origins (N, 2), in order."""
+        place = np.unique(origins[:, 0] * self.shape[1] + origins[:, 1])
+        return np.stack(np.divmod(place, self.shape[1]), -1)
+
     def tiles(self, positions: Ints) -> Ints:
         """Return where the regions start whose cores, side by side, hold positions (N, 2); each once, (K, 2)."""
-        tile = np.unique(positions // self.size.core_px, axis=0)
+        tile = self.each_once(positions // self.size.core_px)
         return np.clip(tile * self.size.core_px - self.size.margin_px, 0, self._last)
 
     def cores(self, origins: Ints) -> tuple[Ints, Ints]:
@@ -159,8 +167,7 @@ class Montage:
         """
         first, end = self.cores(origins)
         outside = (first[:, 0] < strip.first) | (end[:, 0] > strip.end)
-        places = origins[outside, 0] * self.shape[1] + origins[outside, 1]
-        origins = np.stack(np.divmod(np.unique(places), self.shape[1]), -1)
+        origins = self.each_once(origins[outside])
         edge = self.size.edge_px
         below = self.shape[0] - int(self._last[0]) - edge  # rows that the last region of the frame has more
         top, left = (origins == 0).T
@@ -191,11 +198,8 @@ class Montage:
         ]
         if not len(plan.origins):
             return pixels
-        window = (size.edge_px, size.edge_px)
         (from_y, from_x), (to_y, to_x) = plan.origins.T, plan.places.T
-        sliding_window_view(pixels, window, writeable=True)[to_y, to_x] = sliding_window_view(frame, window)[
-            from_y, from_x
-        ]
+        self._places[to_y, to_x] = sliding_window_view(frame, self._window)[from_y, from_x]
         for i in np.flatnonzero((plan.origins == self._last).any(1)):  # the frame's last rows and columns
             end_y, end_x = np.where(plan.origins[i] == self._last, self.shape, plan.origins[i] + size.edge_px)
             region = frame[from_y[i] : end_y, from_x[i] : end_x]
@@ -268,6 +272,8 @@ def _slots(
     row_of, column_of = np.full((2, len(top)), -1)
     for chosen, in_rows, in_columns in groups:
         which = np.flatnonzero(chosen & (row_of < 0))
+        if not len(which):
+            continue
         place = np.flatnonzero(free[np.ix_(in_rows, in_columns)])[: len(which)]
         if len(place) < len(which):
             return None

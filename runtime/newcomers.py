@@ -17,17 +17,17 @@ _SHARE = 0.25
 """A change must exceed this share of what the weakest known particle would bring."""
 _TRUSTED = 0.5
 """The look is trusted if changes are told from noise at this share."""
-_BACKGROUND_BLOCKS = 16
-"""Changes of this extent are the lamp's."""
-_LEAST_NOISE = 0.2
-"""Camera counts: averages of whole numbers are no surer."""
+_LEAST_NOISE = 0.4
+"""Camera counts: means of whole numbers are no surer."""
+_SAMPLED = 8
+"""The noise is that of one block in so many, in both directions."""
 
 
 class NewcomerLook:
     """Averages frames of one shape over blocks and compares them with what the model has seen.
 
     A newcomer changes a few blocks; static structure, and what the model has looked at without finding anything, do
-    not change. Slow changes of the lamp are no newcomers: they are taken out, as far as they are smooth.
+    not change. Changes of the lamp are no newcomers: what extends over more than 16 blocks is taken out.
 
     Parameters
     ----------
@@ -40,6 +40,7 @@ class NewcomerLook:
         self.block_px = block_px
         self._whole = tuple(length // block_px * block_px for length in shape)
         size = shape[0] // block_px, shape[1] // block_px
+        self._halves: list[NDArray[Any]] = []
         self._now: Coarse = np.empty(size, np.float32)
         self._seen: Coarse = np.empty(size, np.float32)
         self._change: Coarse = np.empty(size, np.float32)
@@ -53,13 +54,15 @@ class NewcomerLook:
         """Take a frame (H, W)."""
         height, width = self._whole
         view = frame[:height, :width]
-        if view.dtype.kind not in "uf" or view.dtype.itemsize > 4 or view.dtype == np.uint32:
+        if view.dtype not in (np.uint8, np.uint16, np.int16, np.float32):
             view = view.astype(np.float32)  # OpenCV takes no others
-        size = np.array([width, height])
-        # OpenCV has a fast path for halves only; the first is taken in the camera's own numbers
-        for _ in range(self.block_px.bit_length() - 1):
-            size //= 2
-            view = cv2.resize(view, size.tolist(), interpolation=cv2.INTER_AREA).astype(np.float32, copy=False)
+        n_halves = self.block_px.bit_length() - 1
+        for k in range(n_halves):  # of other factors OpenCV has no quick way
+            if len(self._halves) == k:
+                self._halves.append(np.empty((view.shape[0] // 2, view.shape[1] // 2), view.dtype))
+            half = self._halves[k]
+            cv2.resize(view, half.shape[::-1], dst=half, interpolation=cv2.INTER_AREA)
+            view = half.astype(np.float32) if half.dtype == np.uint8 else half  # a step of 8 bits is more than noise
         self._now[:] = view
 
     def seen_all(self) -> None:
@@ -93,20 +96,25 @@ class NewcomerLook:
     def changed(self) -> Ints:
         """Return the middles of the blocks that have changed since they were seen, (N, 2) px; sets the threshold."""
         change = np.subtract(self._now, self._seen, out=self._change)
-        sample = change[::4, ::4]
-        unseen = sample != 0
-        change -= _smooth(change)
-        size = np.abs(change, out=change)
-        sample = size[::4, ::4][unseen]
-        noise = max(_LEAST_NOISE, 1.4826 * float(np.median(sample))) if len(sample) else np.inf
+        sample = change[::_SAMPLED, ::_SAMPLED]
+        sample = sample[sample != 0]  # without what was seen in this very frame
+        noise = np.inf
+        if len(sample):
+            noise = max(_LEAST_NOISE, 1.4826 * float(np.median(np.abs(sample - np.median(sample)))))
         self.threshold = max(_NOISE * noise, _SHARE * self._weakest)
         self.trusted = _NOISE * noise <= _TRUSTED * self._weakest
-        rows, columns = np.divmod(np.flatnonzero(size > self.threshold), size.shape[1])
+        small = _means(change)
+        if np.abs(small).max() > 0.1 * self.threshold:
+            change -= _spread(small, change)
+        low, high, _, _ = cv2.minMaxLoc(change)
+        if max(-low, high) <= self.threshold:
+            return np.empty((0, 2), np.int64)
+        rows, columns = np.divmod(np.flatnonzero(np.abs(change) > self.threshold), change.shape[1])
         return self.block_px * np.stack([rows, columns], -1) + self.block_px // 2
 
     def _signal(self, positions: NDArray[Any]) -> Coarse:
         """(N,) by how much particles stand out of the surroundings, camera counts: the strongest of 3 x 3 blocks."""
-        size = np.abs(self._now - _smooth(self._now))
+        size = np.abs(self._now - _spread(_means(self._now), self._now))
         strongest = cv2.dilate(size, np.ones((3, 3), np.uint8))
         block = np.floor((positions + 0.5) / self.block_px).astype(np.int64)
         rows, columns = np.minimum(block, np.array(size.shape) - 1).T
@@ -114,9 +122,14 @@ class NewcomerLook:
         return found
 
 
-def _smooth(coarse: Coarse) -> Coarse:
-    """Return what is broader than `_BACKGROUND_BLOCKS`."""
-    height, width = coarse.shape
-    small = (max(1, width // _BACKGROUND_BLOCKS), max(1, height // _BACKGROUND_BLOCKS))
-    mean = cv2.resize(coarse, small, interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.resize(mean, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+def _means(coarse: Coarse) -> Coarse:
+    """Return the means over 16 blocks in both directions."""
+    for _ in range(4):
+        size = [max(1, length // 2) for length in coarse.shape[::-1]]
+        coarse = np.asarray(cv2.resize(coarse, size, interpolation=cv2.INTER_AREA), np.float32)
+    return coarse
+
+
+def _spread(means: Coarse, like: Coarse) -> Coarse:
+    """Return means on the blocks of `like` again."""
+    return np.asarray(cv2.resize(means, like.shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)

@@ -24,13 +24,13 @@ from oneframe.runtime.montage import Montage, Plan, RegionSize, Strip
 from oneframe.runtime.newcomers import NewcomerLook
 from oneframe.runtime.wrapped_model import WrappedModel
 
-N_STRIPS = 40
+N_STRIPS = 60
 """Analysed frames in which the strip goes over the whole frame."""
 N_STRIPS_ALONE = 10
 """The same, where the coarse look is not trusted."""
 PAYS = 0.6
 """Share of the frame that may be looked at; with more, the whole frame is hardly slower."""
-REACH = 0.75
+REACH = 0.7
 """Half a core over the farthest link, which is three to five typical steps; what moves farther shows as a change."""
 LONGEST_GAP = 50
 """Frames of the source from one analysed frame to the next, beyond which the next one is looked at as a whole."""
@@ -160,7 +160,7 @@ class RegionModel(WrappedModel):
         highest = int((1.0 if self._always else PAYS) * height)
         expected = self._linker.expected(self._index)
         inside = ((expected >= -0.5) & (expected < np.array([height, width]) - 0.5)).all(1)
-        origins = np.unique(montage.around(expected[inside]), axis=0)
+        origins = montage.each_once(montage.around(expected[inside]))
         if len(origins) > highest // self._size.edge_px * montage.n_columns:
             return None
         look.seen(*montage.cores(origins))
