@@ -169,6 +169,12 @@ def parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         sub.add_argument("--max-gap-frames", type=int, default=3, help="frames a track may miss (default: %(default)s)")
         sub.add_argument("--threads", type=_count, help="CPU threads for the model")
+        sub.add_argument(
+            "--regions", choices=["auto", "on", "off"], default="auto",
+            help="look only at regions around particles, and for newcomers, in place of whole frames (lodestar, camera "
+            "images). auto: where it pays and newcomers stand out; on: wherever it is less to look at "
+            "(default: %(default)s)",
+        )  # fmt: skip
         _add_outputs(sub)
     live.add_argument("--screenshot", metavar="FILE.png", help="save the window after 60 pictures and close it")
     for sub in (detect, live, log):

@@ -29,10 +29,11 @@ from oneframe.runtime.display import DisplaySink, start_viewer
 from oneframe.runtime.drift import ALIKE
 from oneframe.runtime.link import FrameLinker, LinkSettings
 from oneframe.runtime.load import LoadedModel, ready
-from oneframe.runtime.model import load_graph
+from oneframe.runtime.model import OnnxModel, load_graph
 from oneframe.runtime.pipeline import Ended, Pipeline
 from oneframe.runtime.publish import emitter_values
 from oneframe.runtime.record import RunRecord, complete_run, recover_run
+from oneframe.runtime.regions import RegionModel, serves
 from oneframe.runtime.seams import Analysed, ChecksFrames, Linker, Noted, Sink
 
 
@@ -262,6 +263,8 @@ def run_pipeline(
     board = StatusBoard() if board is None else board
     max_distance_px = arguments.max_distance_px or model.card.object_diameter_px
     linking = LinkSettings(max_distance_px=max_distance_px, max_gap_frames=arguments.max_gap_frames)
+    linker = linker_for(model, linking)
+    analysis = with_regions(model, linker, arguments.regions)
     source = open_source(arguments.source, every=arguments.mode == "every")
     stop, moved = _Later(), _Later()
     pixel_size_um = source.info.pixel_size_um or model.card.pixel_size_um
@@ -279,6 +282,7 @@ def run_pipeline(
             "mode": arguments.mode,
             "max_distance_px": max_distance_px,
             "max_gap_frames": arguments.max_gap_frames,
+            "regions": arguments.regions,
         }
         record = RunRecord(
             folder, card=model.card, source=source.info, settings=settings, save_frames=arguments.save_frames
@@ -286,9 +290,7 @@ def run_pipeline(
         sinks = {"record": record, **sinks}
         moved.target = record.stage_moved
     sinks = {"console": _ConsoleSink(console, board, pixel_size_um), **outputs, **sinks}  # the record is closed last
-    pipeline = Pipeline(
-        source, model, linker_for(model, linking), sinks, mode=arguments.mode, essential=frozenset({"record"})
-    )
+    pipeline = Pipeline(source, analysis, linker, sinks, mode=arguments.mode, essential=frozenset({"record"}))
     stop.target = pipeline.stop
     board.follow(pipeline.status)
     on_start(pipeline)
@@ -306,6 +308,7 @@ def run_pipeline(
             published=ended.published,
             sink_drops=ended.sink_drops,
             outputs={name: output.report() for name, output in outputs.items()},
+            regions=analysis.report() if isinstance(analysis, RegionModel) else None,
         )
     for name, output in outputs.items():
         console.say(_output_line(name, output.report()), event="output", name=name, report=output.report())
@@ -320,6 +323,21 @@ def linker_for(model: LoadedModel, settings: LinkSettings) -> Linker:
             CellLinkSettings(max_distance_diameters=max_distance_diameters, max_gap_frames=settings.max_gap_frames)
         )
     return FrameLinker(settings)
+
+
+def with_regions(model: LoadedModel, linker: Linker, choice: str) -> LoadedModel | RegionModel:
+    """Return the model, looking at regions where `--regions` and its kind allow it.
+
+    Raises
+    ------
+    CommandError
+        If regions were asked for and the model cannot have them.
+    """
+    if choice != "off" and isinstance(model, OnnxModel) and isinstance(linker, FrameLinker) and serves(model.card):
+        return RegionModel(model, linker, always=choice == "on")
+    if choice == "on":
+        raise CommandError("expected a LodeSTAR model of camera images for --regions on, got another; leave it out")
+    return model
 
 
 class _Later:

@@ -67,6 +67,9 @@ class Strip:
     cut_end: int
 
 
+NO_STRIP = Strip(0, 0, 0, 0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """What is cut from the frame and where it is put."""
@@ -123,7 +126,7 @@ class Montage:
         """Return at most `n` strips, none thinner than a region, that cover the frame."""
         height, size = self.shape[0], self.size
         thick = max(size.edge_px, _whole(height / n, size.grid_px))
-        last = (height - thick) // size.grid_px * size.grid_px
+        last = max(0, height - thick) // size.grid_px * size.grid_px
         strips = []
         for first in [*range(0, last, thick), last]:
             end = first + thick
@@ -283,9 +286,7 @@ def _slots(
     return row_of, column_of
 
 
-def _found_again(
-    positions: Floats, region: NDArray[np.intp], depth: Floats, same_px: float
-) -> NDArray[np.bool_]:
+def _found_again(positions: Floats, region: NDArray[np.intp], depth: Floats, same_px: float) -> NDArray[np.bool_]:
     """(M,) True for detections of which another region has a deeper one within `same_px`."""
     again = np.zeros(len(positions), bool)
     if len(positions) < 2:

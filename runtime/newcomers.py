@@ -1,4 +1,4 @@
-"""A cheap look at the whole frame: where does it differ from how it looked when the model last looked there?"""
+"""A cheap look at the whole frame: where it differs from how it looked when the model last looked there."""
 
 from __future__ import annotations
 

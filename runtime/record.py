@@ -330,6 +330,7 @@ def complete_run(
     published: int | None = None,
     sink_drops: Mapping[str, Mapping[str, int]] | None = None,
     outputs: Mapping[str, Mapping[str, Any]] | None = None,
+    regions: Mapping[str, int] | None = None,
 ) -> None:
     """Finish a run after its record was closed: write `detections.csv` and complete `run.json`.
 
@@ -347,6 +348,8 @@ def complete_run(
         Results that a sink did not take, the record itself being one: name of the sink, reason, count.
     outputs : mapping or None
         How each output of a closed loop did, latencies included: its name and its report.
+    regions : mapping or None
+        `RegionModel.report`, where one was at work.
 
     Raises
     ------
@@ -362,6 +365,8 @@ def complete_run(
             "outputs": {name: dict(report) for name, report in (outputs or {}).items()},
             "finished": _iso(time.time()),
         }
+        if regions is not None:
+            ending["regions"] = dict(regions)
         _complete(folder, run, db, account, ending)
 
 

@@ -1,9 +1,9 @@
 """A LodeSTAR model that looks at whole frames only now and then: in between at regions around its particles.
 
 Most of a frame with few particles is empty. `RegionModel` cuts the squares where the linker expects its tracks, those
-where a coarse look at the whole frame sees a change, and a strip of the frame, in turn another one; the graph sees them
-as one image (`Montage`). What is found is what the whole frame would give: positions agree to 0.001 px where the
-particle was fitted. Scores and `variance_px2` differ near the rim of a region's core, where the network sees the
+where a coarse look at the whole frame sees a change, and in every other frame a strip, in turn another one; the graph
+sees them as one image (`Montage`). What is found is what the whole frame would give; positions agree to 0.01 px where
+the particle was fitted. Scores and `variance_px2` differ near the rim of a region's core, where the network sees the
 neighbouring region in place of what is more than the margin away.
 """
 
@@ -20,14 +20,16 @@ from oneframe.runtime.card import ModelCard
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.link import FrameLinker
 from oneframe.runtime.model import OnnxModel
-from oneframe.runtime.montage import Montage, Plan, RegionSize, Strip
+from oneframe.runtime.montage import NO_STRIP, Montage, Plan, RegionSize, Strip
 from oneframe.runtime.newcomers import NewcomerLook
 from oneframe.runtime.wrapped_model import WrappedModel
 
 N_STRIPS = 60
-"""Analysed frames in which the strip goes over the whole frame."""
+"""Strips that cover the frame."""
+STRIP_EVERY = 2
+"""One of so many frames has a strip."""
 N_STRIPS_ALONE = 10
-"""The same, where the coarse look is not trusted."""
+"""Strips where the coarse look is not trusted; then every frame has one."""
 PAYS = 0.6
 """Share of the frame that may be looked at; with more, the whole frame is hardly slower."""
 REACH = 0.7
@@ -88,15 +90,19 @@ class RegionModel(WrappedModel):
         self._rest = 0
         self.on = False
         """Whether the frames of now are looked at by regions."""
-        self.n_by_regions = 0
-        """Frames that were."""
+        self._n_by_regions = 0
+        self._longest_unseen_frames = 1
 
     @property
     def longest_unseen_frames(self) -> int:
         """Analysed frames after which every place was looked at, with regions on; 1 for whole frames."""
         if not self.on or self._scene is None:
             return 1
-        return len(self._scene.strips)
+        return self._scene.n_turns
+
+    def report(self) -> dict[str, int]:
+        """Return what `run.json` says of it."""
+        return {"frames_by_regions": self._n_by_regions, "longest_unseen_frames": self._longest_unseen_frames}
 
     def check(self, frame: Frame) -> None:
         """Take note of the number of the frame that comes next; else it is the one after the last."""
@@ -165,11 +171,11 @@ class RegionModel(WrappedModel):
             return None
         look.seen(*montage.cores(origins))
         changed = montage.tiles(look.changed())
-        scene.divide(N_STRIPS if look.trusted else N_STRIPS_ALONE)
         if not (look.trusted or self._always):
             return None
-        self._turn = (self._turn + 1) % len(scene.strips)
-        strip = scene.strips[self._turn]
+        scene.divide(trusted=look.trusted)
+        self._turn = (self._turn + 1) % scene.n_turns
+        strip = scene.strip_of(self._turn)
         look.seen(*montage.cores(changed))
         look.seen(np.array([[strip.first, 0]]), np.array([[strip.end, width]]))
         return montage.plan(np.concatenate([origins, changed]), strip, highest=highest)
@@ -180,12 +186,13 @@ class RegionModel(WrappedModel):
         positions, kept = scene.montage.back(plan, _positions(in_montage), same_px=self.card.object_diameter_px / 4)
         if len(kept) < min((1 - LOST) * self._n_found, self._n_found - 2):
             return None
-        self.n_by_regions += 1
+        self._n_by_regions += 1
+        self._longest_unseen_frames = max(self._longest_unseen_frames, scene.n_turns)
         y_px, x_px = positions.astype(np.float32).T.copy()
         return replace(in_montage.rows(kept), y_px=y_px, x_px=x_px)
 
     def _weigh(self, *, serves: bool) -> None:
-        """Decide whether regions stay on: one frame in which they do not serve weighs as much as two in which they do."""
+        """Decide whether regions stay on: a frame in which they do not serve weighs as much as two in which they do."""
         self._trouble = max(0, self._trouble - 1) if serves else self._trouble + 2
         if serves:
             self.on = True
@@ -207,7 +214,7 @@ def serves(card: ModelCard) -> bool:
 
 
 def _positions(found: Detections) -> NDArray[np.float64]:
-    """(N, 2)"""
+    """Return y and x, (N, 2)."""
     return np.stack([found.y_px, found.x_px], -1).astype(np.float64)
 
 
@@ -216,8 +223,8 @@ class _Scene:
 
     def __init__(self, montage: Montage, look: NewcomerLook) -> None:
         self.montage, self.look = montage, look
-        self.strips: list[Strip] = []
-        self._n_strips = 0
+        self._strips: list[Strip] = []
+        self._every = 0
 
     @classmethod
     def of(cls, pixels: NDArray[Any], size: RegionSize, card: ModelCard) -> _Scene:
@@ -228,6 +235,17 @@ class _Scene:
         montage = Montage((height, width), pixels.dtype, size, card.normalisation.get("offset", 0.0))
         return cls(montage, NewcomerLook((height, width), block_px))
 
-    def divide(self, n_strips: int) -> None:
-        if n_strips != self._n_strips:
-            self._n_strips, self.strips = n_strips, self.montage.strips(n_strips)
+    @property
+    def n_turns(self) -> int:
+        """Frames in which the strips go over the whole frame."""
+        return self._every * len(self._strips)
+
+    def divide(self, *, trusted: bool) -> None:
+        """Choose the strips for a coarse look that is trusted or not."""
+        every = STRIP_EVERY if trusted else 1
+        if every != self._every:
+            self._every, self._strips = every, self.montage.strips(N_STRIPS if trusted else N_STRIPS_ALONE)
+
+    def strip_of(self, turn: int) -> Strip:
+        """Return the strip of a turn, from 0 to `n_turns`."""
+        return NO_STRIP if turn % self._every else self._strips[turn // self._every]
