@@ -98,9 +98,9 @@ class NewcomerLook:
         change = np.subtract(self._now, self._seen, out=self._change)
         sample = change[::_SAMPLED, ::_SAMPLED]
         sample = sample[sample != 0]  # without what was seen in this very frame
-        noise = np.inf
+        noise = _LEAST_NOISE
         if len(sample):
-            noise = max(_LEAST_NOISE, 1.4826 * float(np.median(np.abs(sample - np.median(sample)))))
+            noise = max(noise, 1.4826 * float(np.median(np.abs(sample - np.median(sample)))))
         self.threshold = max(_NOISE * noise, _SHARE * self._weakest)
         self.trusted = _NOISE * noise <= _TRUSTED * self._weakest
         small = _means(change)

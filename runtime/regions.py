@@ -83,7 +83,7 @@ class RegionModel(WrappedModel):
         self._scene: _Scene | None = None
         self._kind: tuple[tuple[int, ...], float] | None = None  # shape and threshold of the frame before
         self._index = self._last_index = 0
-        self._fresh = False  # the frame before was analysed
+        self._fresh = False  # the coarse look knows the frame before
         self._n_found = 0
         self._turn = 0
         self._trouble = 0
@@ -130,7 +130,6 @@ class RegionModel(WrappedModel):
             self._scene = self._scene_of(pixels)
         was_on = self.on
         found = self._found(pixels, follows)
-        self._fresh = self._rest == 0
         self._n_found = len(found)
         self._last_index, self._index = self._index, self._index + 1
         return found if self.on == was_on else replace(found, notes=(self._note(),))
@@ -157,6 +156,7 @@ class RegionModel(WrappedModel):
             scene.look.seen_all()
         if not self.on or self._turn == 0:
             scene.look.know(_positions(found), FAINT * self.card.normalisation.get("scale", np.inf))
+        self._fresh = True
         return found
 
     def _plan(self, scene: _Scene) -> Plan | None:
@@ -182,7 +182,10 @@ class RegionModel(WrappedModel):
 
     def _by_regions(self, scene: _Scene, plan: Plan, pixels: NDArray[Any]) -> Detections | None:
         """Find the objects of what was chosen; None if too many are lost."""
-        in_montage = self._network.run(scene.montage.cut(pixels, plan))
+        if plan.height:
+            in_montage = self._network.run(scene.montage.cut(pixels, plan))
+        else:
+            in_montage = Detections.none(self.card.columns)
         positions, kept = scene.montage.back(plan, _positions(in_montage), same_px=self.card.object_diameter_px / 4)
         if len(kept) < min((1 - LOST) * self._n_found, self._n_found - 2):
             return None
