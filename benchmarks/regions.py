@@ -72,7 +72,7 @@ class Newcomers:
         inside = set(truth.bead_id[((positions > limits[0]) & (positions < limits[1])).all(1)].tolist())
         here = set(truth.bead_id.tolist())
         if index > 0:
-            self._since |= {bead: index for bead in (inside - self._known) & seen_by[0]}
+            self._since |= dict.fromkeys((inside - self._known) & seen_by[0], index)
         self._known |= here
         for bead in [bead for bead in self._since if bead in seen_by[1]]:
             self.delays.append(index - self._since.pop(bead))

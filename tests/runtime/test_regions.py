@@ -1,4 +1,4 @@
-"""Regions in place of whole frames: the same detections on real frames of the simulator, and when they are not taken."""
+"""Regions in place of whole frames: the same detections on frames of the simulator, and when they are not taken."""
 
 import json
 import sqlite3
