@@ -14,6 +14,7 @@ from oneframe.runtime.detections import Detections
 from oneframe.runtime.model import OnnxModel
 from oneframe.runtime.paper_cells import paper_cells
 from oneframe.runtime.star_polygons import star_labels
+from oneframe.runtime.tiles import Tiling, tiled_maps
 from oneframe.runtime.vote_clustering import consecutive, vote_labels
 from oneframe.runtime.watershed import LEAST_DEPTH, watershed_labels
 from oneframe.runtime.wrapped_model import WrappedModel
@@ -61,6 +62,10 @@ class Separation:
     """watershed: the foreground ends so far within the cells; mean-shift: gaps are closed that are twice as wide."""
     shrink_px: float = 0.0
     """mean-shift: what lies nearer to the outside goes."""
+    tile_step_px: int = 0
+    """All but mean-shift: tiles of large frames begin at multiples; 0: they are looked at in one piece."""
+    halo_px: int = 0
+    """What lies further away has no part in a pixel's maps."""
 
     def __post_init__(self) -> None:
         if self.by not in ("votes", "watershed", "stars", "mean-shift"):
@@ -98,7 +103,7 @@ class Separation:
 class CellModel(WrappedModel):
     """The graph tells of each pixel whether it is of a cell, and where that cell lies; here it becomes cells.
 
-    Deterministic; each frame is looked at by itself.
+    Deterministic; each frame is looked at by itself, a large one in tiles, which changes nothing.
 
     Parameters
     ----------
@@ -131,9 +136,15 @@ class CellModel(WrappedModel):
             If the image does not fit the model, or nothing was imaged.
         """
         if self.separation.by == "mean-shift":
-            return paper_cells(self._network.maps, self._network.as_input(image), self.separation, self.threshold)
-        maps = self._network.maps(image)
-        return cells_of(maps, image if image.ndim == 2 else image[0], self.separation)
+            return paper_cells(self._network.run_maps, self._network.as_input(image), self.separation, self.threshold)
+        pixels = self._network.as_input(image)
+        return cells_of(self._maps(pixels), pixels, self.separation)
+
+    def _maps(self, pixels: NDArray[Any]) -> dict[str, Map]:
+        how = self.separation
+        if not how.tile_step_px:
+            return self._network.run_maps(pixels)
+        return tiled_maps(self._network.run_maps, pixels, Tiling(how.tile_step_px, how.halo_px, how.grid_px))
 
 
 def cells_of(maps: dict[str, Map], image: NDArray[Any], separation: Separation) -> Detections:

@@ -70,7 +70,11 @@ class OnnxModel:
 
     def maps(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Return what a graph with `card.maps` tells of every pixel, float32; raises as `detect`."""
-        return self._outputs(self.as_input(image))
+        return self.run_maps(self.as_input(image))
+
+    def run_maps(self, pixels: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Return the maps of an image that is known to be what the graph takes; as `maps`, without its checks."""
+        return self._outputs(pixels)
 
     def _outputs(self, pixels: NDArray[Any]) -> dict[str, Any]:
         names = self._card.outputs

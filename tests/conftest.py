@@ -1,16 +1,41 @@
-"""What every test needs: Qt without a screen, and a check that no window is left open."""
+"""What every test needs: Qt without a screen, a check that no window is left open, and models trained once."""
 
 import os
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")  # before any import of Qt
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any import of torch: the workers share the processors
 
 import gc
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+
+Made = TypeVar("Made")
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], Made]], Made]:
+    """Return what `make` makes in a folder of its own: one worker makes it, the others read it."""
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], Made]) -> Made:
+        folder = base / name
+        with FileLock(base / f"{name}.lock"):
+            kept = folder / "made.pickle"
+            if not kept.exists():
+                folder.mkdir()
+                kept.write_bytes(pickle.dumps(make(folder)))
+            return pickle.loads(kept.read_bytes())
+
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +60,13 @@ def qt(qt_application) -> Iterator[object]:
 
 
 @pytest.fixture(scope="session")
-def bead_model(tmp_path_factory):
+def bead_model(made_once):
     """A model file trained with the default settings on one simulated bead; shared, never written to."""
     pytest.importorskip("torch", reason="needs oneframe[train]")
+    return made_once("beads", _bead_model)
+
+
+def _bead_model(folder: Path) -> Any:
     from microscope import BeadModel, snapped
 
     from oneframe.export import export
@@ -45,7 +74,7 @@ def bead_model(tmp_path_factory):
 
     snap = snapped()
     trained = train(snap.frame.pixels, box=snap.box, seed=1, pixel_size_um=0.1, source="snap.tif")
-    path = tmp_path_factory.mktemp("model") / "bead.onnx"
+    path = folder / "bead.onnx"
     export(trained, path)
     return BeadModel(path, trained, snap)
 
@@ -65,9 +94,13 @@ class HologramLab:
 
 
 @pytest.fixture(scope="session")
-def hologram_lab(tmp_path_factory):
+def hologram_lab(made_once):
     """A small model trained on one off-axis hologram whose carrier has the sign that is not found; never written to."""
     pytest.importorskip("torch", reason="needs oneframe[train]")
+    return made_once("holograms", _hologram_lab)
+
+
+def _hologram_lab(folder: Path) -> HologramLab:
     import numpy as np
 
     from oneframe.acquisition import open_source
@@ -91,7 +124,7 @@ def hologram_lab(tmp_path_factory):
         steps=600,
         place_weight=60.0,
     )
-    path = tmp_path_factory.mktemp("hologram") / "sphere.onnx"
+    path = folder / "sphere.onnx"
     card = export(trained, path)
     x, y, width, height = card.crop["box_xywh_px"]
     learned = np.argmin(np.hypot(truth.y_px - y - height / 2, truth.x_px - x - width / 2))
@@ -112,9 +145,13 @@ class ShotLab:
 
 
 @pytest.fixture(scope="session")
-def shot_lab(tmp_path_factory):
+def shot_lab(made_once):
     """A small model trained on one frame of single molecules for a few hundred steps; never written to."""
     pytest.importorskip("torch", reason="needs oneframe[train]")
+    return made_once("molecules", _shot_lab)
+
+
+def _shot_lab(folder: Path) -> ShotLab:
     from oneframe.acquisition import open_source
     from oneframe.export import export
     from oneframe.trainer import train
@@ -123,7 +160,7 @@ def shot_lab(tmp_path_factory):
     snap = open_source(f"{scene}&seed=3").read(5.0)
     small = {"channels": 16, "blocks": 2, "crops": 8, "steps": 450}
     trained = train(snap.pixels, method="shot", seed=1, pixel_size_um=0.1, source="snap.tif", offset=100.0, **small)
-    path = tmp_path_factory.mktemp("shot") / "molecules.onnx"
+    path = folder / "molecules.onnx"
     export(trained, path)
     return ShotLab(path, trained, snap, scene)
 
@@ -139,9 +176,13 @@ class CellLab:
 
 
 @pytest.fixture(scope="session")
-def cell_lab(tmp_path_factory):
+def cell_lab(made_once):
     """A model trained on one frame of simulated nuclei for a third of the default steps; never written to."""
     pytest.importorskip("torch", reason="needs oneframe[train]")
+    return made_once("cells", _cell_lab)
+
+
+def _cell_lab(folder: Path) -> CellLab:
     from oneframe.acquisition import open_source
     from oneframe.export import export
     from oneframe.trainer import train
@@ -149,7 +190,7 @@ def cell_lab(tmp_path_factory):
     scene = "sim:cells?width=256&height=240&n=26"
     image = open_source(f"{scene}&seed=3").read(5.0).pixels
     trained = train(image, method="cellulus", separate="network", seed=1, steps=130, crop_px=64, pixel_size_um=0.65)
-    path = tmp_path_factory.mktemp("cells") / "cells.onnx"
+    path = folder / "cells.onnx"
     export(trained, path)
     return CellLab(path, trained, scene)
 

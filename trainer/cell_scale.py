@@ -13,6 +13,8 @@ from oneframe.trainer.cell_contrast import REFERENCE_PX
 
 Image = NDArray[np.float32]
 
+_GRID_PX, _REACH_PX = 8, 120
+"""Coarsest grid of the graphs for cells, and how far from a pixel they look, contrast included; working pixels."""
 _SMALLEST_PX, _LARGEST_PX = 5.0, 160.0
 """Diameters that are looked for, camera pixels."""
 _CLEAR = 0.2
@@ -33,6 +35,16 @@ class WorkingScale:
     def factor(self) -> float:
         """Pixels of the network per camera pixel."""
         return float(self.zoom) / self.pooling
+
+    @property
+    def step_px(self) -> int:
+        """Camera pixels after which all grids of the graph begin anew: where tiles of a frame may begin."""
+        return _GRID_PX * self.pooling * self.zoom.denominator
+
+    @property
+    def halo_px(self) -> int:
+        """Camera pixels around a tile that a graph has to see for the tile's own values; a multiple of `step_px`."""
+        return math.ceil(_REACH_PX / self.factor / self.step_px) * self.step_px
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
         """Return the size of a frame at this scale."""

@@ -87,10 +87,11 @@ class Annotated:
     selective: bool
     """Whether much of the frame does and is none of them; else fainter cells are welcome, as after bleaching."""
 
-    def met_by(self, found: NDArray[np.int32]) -> float:
-        """Return how well cells (H, W) meet it: mean overlap with the annotated, less the denied pixels they take."""
-        met, denied = agreement_of(found, self.labels), self.labels < 0
-        return (0.0 if math.isnan(met) else met) - (float((found[denied] > 0).mean()) if denied.any() else 0.0)
+
+def met_by(found: NDArray[np.int32], annotated: NDArray[np.int32]) -> float:
+    """Return how well cells (H, W) meet annotations: mean overlap with the cells, less the denied pixels they take."""
+    met, denied = agreement_of(found, annotated), annotated < 0
+    return (0.0 if math.isnan(met) else met) - (float((found[denied] > 0).mean()) if denied.any() else 0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -389,6 +390,7 @@ def separation(diameter_px: float, settings: CellulusSettings, by: str = "votes"
 def _separation(frame: CellFrame, settings: CellulusSettings, by: str) -> Separation:
     """Return how the frame's cells are made of maps at the camera's scale."""
     how = separation(REFERENCE_PX / frame.scale.factor, settings, by)
+    how = replace(how, tile_step_px=frame.scale.step_px, halo_px=frame.scale.halo_px)
     if by == "necks":  # the diameter is the width of a rod, which says little of its area
         area = np.bincount(frame.proposal.labels.ravel())[1:]
         least_px = _CRUMB * float(np.median(area)) / frame.scale.factor**2
@@ -506,7 +508,7 @@ def _judged(image: NDArray[Any], graph: CellGraph, how: Separation, frame: CellF
             rng=np.random.default_rng(seed),
             diameter_px=frame.diameter_px,
         ),
-        0.0 if frame.annotated is None else frame.annotated.met_by(labels),
+        0.0 if frame.annotated is None else met_by(labels, frame.annotated.labels),
     )
 
 

@@ -28,6 +28,7 @@ from oneframe.trainer.cellulus import (
     at_camera_scale,
     cell_readings,
     labels_of,
+    met_by,
     most_plausible,
     read_cell_frame,
     train_cellulus,
@@ -57,6 +58,8 @@ _CHANCE = 0.2
 """If so many proposed cells do so that by chance the annotated ones would all be others less often, they are none."""
 _GOOD = 0.65
 """Overlap with the annotated cells, which were learned from, below which more are asked for."""
+_ENOUGH = 0.8
+"""Overlap with the annotated cells with which nothing is left to be learned from them."""
 _FAR = 1.4
 """Factor between the diameter read off the frame and that of the drawn cells beyond which the latter counts."""
 _STARS_COST = 0.35
@@ -82,10 +85,14 @@ def train_supported_cells(
 ) -> TrainedModel:
     """Train on one frame (H, W) of cells, a few of which are annotated.
 
+    First without them: a model that meets the annotated cells is the one, unless they say that much of what it finds is
+    none. Else one that learns them beside the others is trained and, if that is not enough either, one that learns them
+    alone; that which meets them best is returned.
+
     Parameters
     ----------
     annotations : Annotations
-        Of this frame. Clicks name cells that the model without annotation finds: it is trained first if there are any.
+        Of this frame. Clicks name cells that the model without annotation finds.
     diameter_px, cells, foreground, on_frame : optional
         As for `train_cellulus`; by default what agrees with the drawn cells.
     separate : str, optional
@@ -104,12 +111,15 @@ def train_supported_cells(
             f"expected annotations of a frame of {image.shape}, got {annotations.labels.shape}; annotate the frame "
             "that is trained on"
         )
-    criterion = None if foreground == "noise" else foreground
-    frame = read_annotated_frame(image, annotations.labels, diameter_px=diameter_px, cells=cells, foreground=criterion)
-    if foreground == "noise":
-        frame = with_noise_proposal(frame, seed, on_progress=on_progress, cancel=cancel)
-    if on_frame is not None:
-        on_frame(frame)
+    told = {"diameter_px": diameter_px, "cells": cells, "foreground": None if foreground == "noise" else foreground}
+
+    def read(reading: Callable[[], CellFrame]) -> CellFrame:
+        frame = reading()
+        if foreground == "noise":
+            frame = with_noise_proposal(frame, seed, on_progress=on_progress, cancel=cancel)
+        if on_frame is not None:
+            on_frame(frame)
+        return frame
 
     def trained(separate: str | None, frame: CellFrame, hear: Callable[[Progress], None] | None) -> TrainedModel:
         return train_cellulus(
@@ -124,17 +134,57 @@ def train_supported_cells(
         )
 
     if separate == "stars":
+        frame = read(lambda: read_annotated_frame(image, annotations.labels, **told))
         of_stars = _as_long(SupportedSettings(), settings)
         first, second = _both(settings.n_steps, of_stars.n_steps, _STARS_COST, on_progress)
         alone = trained(None, frame, first)
         return _with_stars(alone, image, annotations, of_stars, seed, on_progress=second, cancel=cancel)
-    before, second = at_camera_scale(frame.proposal.labels, image.shape), on_progress
-    if len(annotations.cell_clicks) or len(annotations.background_clicks):
-        first, second = _both(settings.n_steps, settings.n_steps, 1.0, on_progress)
-        before = _cells(trained(separate, frame, first), image)
+    plain = read(lambda: _plain_frame(image, annotations.labels, **told))
+    without, before = None, at_camera_scale(plain.proposal.labels, image.shape)
+    if len(annotations.cell_clicks) or len(annotations.background_clicks) or settings.pseudo_weight:
+        without = trained(separate, plain, _noted(on_progress, "cells without annotation"))
+        before = _cells(without, image)
     labels = annotations.on(before)
-    model = trained(separate, with_annotations(frame, labels, settings.pseudo_weight), second)
-    return _told_quality(model, _cells(model, image), before, labels)
+    frame = read(lambda: read_annotated_frame(image, annotations.labels, **told))
+    enough = _ENOUGH if (labels > 0).any() else 0.0
+    tried: list[tuple[TrainedModel, Labels]] = []
+    for weight, note in _weights(settings.pseudo_weight, labels):
+        supported = with_annotations(frame, labels, weight)
+        if not tried and without is not None and weight and not _selective(supported):
+            tried.append((without, before))
+            if met_by(before, labels) >= enough:
+                break
+        model = trained(separate, supported, _noted(on_progress, note))
+        tried.append((model, _cells(model, image)))
+        if met_by(tried[-1][1], labels) >= enough:
+            break
+    model, found = max(tried, key=lambda each: met_by(each[1], labels))  # the first of equals
+    return _told_quality(model, found, before, labels)
+
+
+def _selective(frame: CellFrame) -> bool:
+    """Return whether the annotations say that much of what a model without them finds is none."""
+    return frame.annotated is not None and frame.annotated.selective
+
+
+def _weights(pseudo_weight: float, labels: Labels) -> list[tuple[float, str]]:
+    """Return the pseudo weights that are tried in turn, and what is told meanwhile."""
+    together = [(pseudo_weight, "with annotated cells")] if pseudo_weight else []
+    return together + [(0.0, "annotated cells alone")] * bool((labels > 0).any())
+
+
+def _noted(hear: Callable[[Progress], None] | None, note: str) -> Callable[[Progress], None] | None:
+    return None if hear is None else lambda part: hear(replace(part, note=note))
+
+
+def _plain_frame(image: NDArray[Any], drawn: Labels, **told: Any) -> CellFrame:
+    """Return what the frame reveals by itself or, if that is nothing, with the drawn cells."""
+    try:
+        return read_cell_frame(image, **told)
+    except ValueError:
+        if not (drawn > 0).any():
+            raise
+        return read_annotated_frame(image, drawn, **told)
 
 
 def read_annotated_frame(
@@ -282,7 +332,14 @@ def star_graph(network: StarNetwork, unsupervised: CellGraph, least_relief: floa
 
 def star_separation(graph: StarGraph, least_area_px: float) -> Separation:
     """Return how the maps of a graph become cells."""
-    return Separation("stars", least_area_px, grid_px=graph.grid_px, origin_px=graph.origin_px)
+    return Separation(
+        "stars",
+        least_area_px,
+        grid_px=graph.grid_px,
+        origin_px=graph.origin_px,
+        tile_step_px=graph.scale.step_px,
+        halo_px=graph.scale.halo_px,
+    )
 
 
 @torch.no_grad()

@@ -47,17 +47,25 @@ def test_snap_keeps_pixels_dtype_and_pixel_size(snap_file):
 
 def test_train_verify_info_detect(capsys, snap_file, tmp_path, bead_model):
     model = str(tmp_path / "bead.onnx")
-    box = [str(n) for n in bead_model.snap.box]
-    events = succeeds(capsys, "train", str(snap_file), "--box", *box, "-o", model, "--steps", "250", "--seed", "1")
+    x, y, width, height = bead_model.snap.box
+    box, larger = ["--box", *map(str, (x, y, width, height))], ["--box", *map(str, (x + 1, y, width - 2, height))]
+    settings = ["--steps", "300", "--seed", "1", "--alpha", "0.7"]
+    events = succeeds(capsys, "train", str(snap_file), *box, *larger, "-o", model, *settings)
     assert events[-1]["event"] == "done"
     assert events[-1]["quality"]["view_error_px"] < 0.2
-    assert any(event["event"] == "progress" and event["n_steps"] == 250 for event in events)
+    assert events[-1]["quality"]["found_on_views"] == 1.0
+    assert any(event["event"] == "progress" and event["n_steps"] == 300 for event in events)
     assert succeeds(capsys, "verify", model)[-1]["passed"] is True
     card = succeeds(capsys, "info", model)[0]
     assert card["pixel_size_um"] == pytest.approx(0.1)
     assert card["crop"]["file"] == str(snap_file)
+    assert card["crop"]["box_xywh_px"] == [x, y, width, height]
+    assert card["crop"]["more_boxes_xywh_px"] == [[x + 1, y, width - 2, height]]
+    assert card["settings"]["alpha"] == 0.7
     assert main(["info", model]) == 0
-    assert "uint16 camera pixels, one plane (H, W), any size" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "uint16 camera pixels, one plane (H, W), any size" in told
+    assert "expected error" in told
 
     table, overlay = tmp_path / "found.csv", tmp_path / "found.png"
     done = succeeds(capsys, "detect", model, str(snap_file), "-o", str(table), "--overlay", str(overlay))[-1]
@@ -68,20 +76,6 @@ def test_train_verify_info_detect(capsys, snap_file, tmp_path, bead_model):
     assert 0 < np.median(rows["sigma_y_px"]) < 0.2
     np.testing.assert_allclose(rows["y_um"], rows["y_px"] * 0.1, atol=1e-4)
     assert overlay.stat().st_size > 1000
-
-
-def test_several_boxes_are_trained_on_and_kept_in_the_card(capsys, snap_file, tmp_path, bead_model):
-    x, y, width, height = bead_model.snap.box
-    model = str(tmp_path / "beads.onnx")
-    box, larger = ["--box", *map(str, (x, y, width, height))], ["--box", *map(str, (x + 1, y, width - 2, height))]
-    events = succeeds(capsys, "train", str(snap_file), *box, *larger, "-o", model, "--steps", "400", "--alpha", "0.7")
-    assert events[-1]["quality"]["found_on_views"] == 1.0
-    card = succeeds(capsys, "info", model)[0]
-    assert card["crop"]["box_xywh_px"] == [x, y, width, height]
-    assert card["crop"]["more_boxes_xywh_px"] == [[x + 1, y, width - 2, height]]
-    assert card["settings"]["alpha"] == 0.7
-    assert main(["info", model]) == 0
-    assert "expected error" in capsys.readouterr().out
 
 
 def test_what_no_training_can_learn_ends_with_1_and_says_why(capsys, tmp_path):

@@ -116,6 +116,7 @@ def test_a_graph_that_onnxruntime_reads_differently_is_not_written(bead_model, t
 
     graph = copy.deepcopy(bead_model.trained.graph)
     graph.__class__ = Drifting
+    graph.fit = None  # half of the time to trace it
     trained = dataclasses.replace(bead_model.trained, graph=graph)
     with pytest.raises(export_room.ExportError, match=r"torch's \d+ objects within 0\.001 px, got"):
         export_room.export(trained, tmp_path / "drifting.onnx")

@@ -16,7 +16,7 @@ from oneframe.runtime.selftest import verify_model
 from oneframe.trainer import train
 from oneframe.trainer.annotations import AnnotationError, Annotations
 from oneframe.trainer.cell_scale import WorkingScale, working_scale
-from oneframe.trainer.cellulus import detect, read_cell_frame
+from oneframe.trainer.cellulus import detect, met_by, read_cell_frame
 from oneframe.trainer.star_graph import StarGraph
 from oneframe.trainer.star_targets import star_targets
 from oneframe.trainer.supported import StarNetwork, agreement_of
@@ -238,8 +238,8 @@ def test_annotated_cells_alone():
     assert told.proposal.labels.max() == told.annotated.n_cells == 1
     assert told.annotated.known.mean() < 0.2
     assert told.annotated.known[0].all()
-    assert told.annotated.met_by(np.where(truth == 2, 1, 0).astype(np.int32)) == 1.0
-    assert told.annotated.met_by(np.ones_like(some)) < 0
+    assert met_by(np.where(truth == 2, 1, 0).astype(np.int32), told.annotated.labels) == 1.0
+    assert met_by(np.ones_like(some), told.annotated.labels) < 0
     nothing = np.full_like(some, -1)
     with pytest.raises(ValueError, match="background only; annotate some cells"):
         with_annotations(read_annotated_frame(image, nothing, diameter_px=22.0), nothing, 0.7)
@@ -272,3 +272,34 @@ def test_what_is_refused():
     empty = np.argwhere(image == image.min())[:1].astype(np.float32)
     with pytest.raises(AnnotationError, match="hits no cell"):
         train(image, method="cellulus", annotations=Annotations(np.zeros_like(truth), empty), steps=2)
+
+
+def test_a_model_that_meets_the_annotated_cells_anyway_is_kept():
+    image, _ = cells()
+    options = {"method": "cellulus", "separate": "network", "steps": 10}
+    plain, notes = train(image, **options), []
+    found = detect(plain.graph, image, Separation.from_card(plain.card.separation)).labels
+    told = train(image, annotations=drawn(found, 0, 3, 6), on_progress=lambda part: notes.append(part.note), **options)
+    assert set(notes) == {"cells without annotation"}
+    expected = plain.graph.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in told.graph.state_dict().items())
+    quality = told.card.quality
+    assert quality["annotated_iou"] == quality["annotated_iou_before"] == 1.0
+
+
+def test_of_models_that_meet_the_annotated_cells_badly_the_best_is_returned():
+    image, truth = cells()
+    half = np.where(np.arange(image.shape[1]) % 16 < 8, drawn(truth, 0, 3, 6).labels, 0)  # stripes: no model meets them
+    notes = []
+    told = train(
+        image,
+        method="cellulus",
+        annotations=Annotations(half.astype(np.int32)),
+        diameter_px=22.0,
+        separate="network",
+        steps=10,
+        on_progress=lambda part: notes.append(part.note),
+    )
+    assert list(dict.fromkeys(notes)) == ["cells without annotation", "with annotated cells", "annotated cells alone"]
+    assert told.card.quality["annotated_iou"] < 0.8
+    assert told.card.quality["annotated_iou"] >= told.card.quality["annotated_iou_before"]
