@@ -176,6 +176,12 @@ def parser() -> argparse.ArgumentParser:
             help="fastest: as oneframe bench found for this model, frame size and machine; without it fp32 (default: "
             "%(default)s)",
         )  # fmt: skip
+        sub.add_argument(
+            "--regions", choices=["auto", "on", "off"], default="auto",
+            help="look only at regions around particles, and for newcomers, in place of whole frames (lodestar, camera "
+            "images). auto: of live sources, where it pays and newcomers stand out; on: wherever it is less to look at "
+            "(default: %(default)s)",
+        )  # fmt: skip
         _add_outputs(sub)
     live.add_argument("--screenshot", metavar="FILE.png", help="save the window after 60 pictures and close it")
     _add_bench(command("bench", "find out how a model runs fastest on this machine, for live and log"))

@@ -36,6 +36,7 @@ from oneframe.runtime.model import OnnxModel, load_graph
 from oneframe.runtime.pipeline import Ended, Pipeline
 from oneframe.runtime.publish import emitter_values
 from oneframe.runtime.record import RunRecord, complete_run, recover_run
+from oneframe.runtime.regions import RegionModel, serves
 from oneframe.runtime.seams import Analysed, Linker, Noted, Sink
 
 
@@ -285,10 +286,12 @@ def run_pipeline(
     board = StatusBoard() if board is None else board
     max_distance_px = arguments.max_distance_px or model.card.object_diameter_px
     linking = LinkSettings(max_distance_px=max_distance_px, max_gap_frames=arguments.max_gap_frames)
+    linker = linker_for(model, linking)
     source = open_source(arguments.source, every=arguments.mode == "every")
     stop, moved = _Later(), _Later()
     pixel_size_um = source.info.pixel_size_um or model.card.pixel_size_um
     try:
+        analysis = with_regions(model, linker, arguments.regions, live=source.info.live)
         outputs = outputs_of(arguments, source, stop, pixel_size_um, console, moved)
     except BaseException:
         source.close()
@@ -303,6 +306,7 @@ def run_pipeline(
             "max_distance_px": max_distance_px,
             "max_gap_frames": arguments.max_gap_frames,
             "backends": model.engine.settings() if isinstance(model.engine, BySize) else [],
+            "regions": arguments.regions,
         }
         record = RunRecord(
             folder, card=model.card, source=source.info, settings=settings, save_frames=arguments.save_frames
@@ -310,9 +314,7 @@ def run_pipeline(
         sinks = {"record": record, **sinks}
         moved.target = record.stage_moved
     sinks = {"console": _ConsoleSink(console, board, pixel_size_um), **outputs, **sinks}  # the record is closed last
-    pipeline = Pipeline(
-        source, model, linker_for(model, linking), sinks, mode=arguments.mode, essential=frozenset({"record"})
-    )
+    pipeline = Pipeline(source, analysis, linker, sinks, mode=arguments.mode, essential=frozenset({"record"}))
     stop.target = pipeline.stop
     board.follow(pipeline.status)
     on_start(pipeline)
@@ -331,6 +333,7 @@ def run_pipeline(
             sink_drops=ended.sink_drops,
             outputs={name: output.report() for name, output in outputs.items()},
             frames_by_backend=model.engine.n_frames() if isinstance(model.engine, BySize) else None,
+            regions=analysis.report() if isinstance(analysis, RegionModel) else None,
         )
     for name, output in outputs.items():
         console.say(_output_line(name, output.report()), event="output", name=name, report=output.report())
@@ -345,6 +348,24 @@ def linker_for(model: LoadedModel, settings: LinkSettings) -> Linker:
             CellLinkSettings(max_distance_diameters=max_distance_diameters, max_gap_frames=settings.max_gap_frames)
         )
     return FrameLinker(settings)
+
+
+def with_regions(model: LoadedModel, linker: Linker, choice: str, *, live: bool) -> LoadedModel | RegionModel:
+    """Return the model, looking at regions where `--regions` and its kind allow it.
+
+    Recordings can wait: unless asked for they are looked at in whole frames, several at once.
+
+    Raises
+    ------
+    CommandError
+        If regions were asked for and the model cannot have them.
+    """
+    choice = "off" if choice == "auto" and not live else choice
+    if choice != "off" and isinstance(model, OnnxModel) and isinstance(linker, FrameLinker) and serves(model.card):
+        return RegionModel(model, linker, always=choice == "on")
+    if choice == "on":
+        raise CommandError("expected a LodeSTAR model of camera images for --regions on, got another; leave it out")
+    return model
 
 
 class _Later:

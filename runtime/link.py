@@ -132,6 +132,16 @@ class FrameLinker:
         self._last_index = index
         return Tracks(detections, track_id)
 
+    def expected(self, index: int) -> Floats:
+        """Return where the tracks of now are expected in frame `index`, (T, 2) px, y and x; nothing is changed.
+
+        Raises
+        ------
+        ValueError
+            If `index` does not grow.
+        """
+        return self._tracks.position + frames_elapsed(self._last_index, index) * self._tracks.velocity
+
 
 def frames_elapsed(last_index: int | None, index: int) -> int:
     """Return the frames of the source since the last call of a linker, 1 before the first.

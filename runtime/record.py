@@ -331,6 +331,7 @@ def complete_run(
     sink_drops: Mapping[str, Mapping[str, int]] | None = None,
     outputs: Mapping[str, Mapping[str, Any]] | None = None,
     frames_by_backend: Mapping[str, int] | None = None,
+    regions: Mapping[str, int] | None = None,
 ) -> None:
     """Finish a run after its record was closed: write `detections.csv` and complete `run.json`.
 
@@ -350,6 +351,8 @@ def complete_run(
         How each output of a closed loop did, latencies included: its name and its report.
     frames_by_backend : mapping or None
         Frames that each way to run the model took; None: all in fp32.
+    regions : mapping or None
+        `RegionModel.report`, where one was at work.
 
     Raises
     ------
@@ -367,6 +370,8 @@ def complete_run(
         }
         if frames_by_backend is not None:
             ending["frames_by_backend"] = dict(frames_by_backend)
+        if regions is not None:
+            ending["regions"] = dict(regions)
         _complete(folder, run, db, account, ending)
 
 

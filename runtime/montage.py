@@ -1,0 +1,299 @@
+"""Square regions and a strip of a frame, side by side in one image: what is looked at in place of the whole frame."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from oneframe.runtime.card import ModelCard
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSize:
+    """Lengths of a region, pixels; all are multiples of `grid_px`, so that cells and blocks of cells stay the same."""
+
+    grid_px: int
+    """Edge of a block of the network's cells."""
+    core_px: int
+    """Edge of the square in the middle, from which detections are taken."""
+    margin_px: int
+    """On each side of it."""
+
+    @property
+    def edge_px(self) -> int:
+        """Edge of the whole region."""
+        return self.core_px + 2 * self.margin_px
+
+    @classmethod
+    def of(cls, card: ModelCard, reach_px: float) -> RegionSize:
+        """Return what a model needs to find a particle up to `reach_px` from where it is expected, along each axis.
+
+        The margin takes in the pixels of the fit. A position that was not fitted depends on all that the network sees,
+        half of 40 px of cells of 2 px.
+        """
+        pooling = int(card.settings.get("pooling", 1))
+        stride_px = int(card.settings.get("stride_px") or 2) * pooling
+        grid_px = stride_px * (2 if card.settings.get("split_cells") else 1)
+        while 4 * grid_px <= card.object_diameter_px:
+            grid_px *= 2
+        margin_px = card.object_diameter_px / 2 + 4 * pooling  # `LikelihoodFit`
+        if not card.settings.get("fit"):
+            margin_px = max(margin_px, 10 * stride_px)
+        core_px = 2 * reach_px + grid_px  # regions lie up to half of `grid_px` off
+        return cls(grid_px, _whole(core_px, grid_px), grid_px * max(1, round(margin_px / grid_px)))
+
+
+def _whole(length_px: float, step_px: int) -> int:
+    """Return the next whole number of steps, in pixels."""
+    return step_px * math.ceil(length_px / step_px)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Strip:
+    """Whole rows of a frame; detections are taken from `first` up to before `end`."""
+
+    first: int
+    end: int
+    cut_first: int
+    """With the margins."""
+    cut_end: int
+
+
+NO_STRIP = Strip(0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What is cut from the frame and where it is put."""
+
+    origins: Ints
+    """(N, 2) first row and column of each region in the frame."""
+    places: Ints
+    """(N, 2) the same in the montage."""
+    row_of: Ints
+    """(N,) row and column of regions in the montage."""
+    column_of: Ints
+    strip: Strip
+    strip_place: int
+    """First row of the strip in the montage."""
+    height: int
+    """Of the montage; it is as wide as the frame."""
+
+
+class Montage:
+    """Cuts regions and a strip out of frames of one shape and leads what is found in them back.
+
+    Regions start at multiples of `grid_px`. Those at the border of the frame are put to the same border of the
+    montage, so that there, too, the network sees what it would see in the whole frame.
+
+    Parameters
+    ----------
+    shape : (H, W)
+    size : RegionSize
+    background : float
+        Camera counts where no region is.
+
+    Raises
+    ------
+    ValueError
+        If the frame is too small for two regions along an axis.
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype: np.dtype[Any], size: RegionSize, background: float) -> None:
+        height, width = shape
+        if min(shape) < 2 * size.edge_px:
+            raise ValueError(f"expected a frame of at least two regions of {size.edge_px} px, got {shape}; use none")
+        self.shape = shape
+        self.size = size
+        # the last region along each axis takes what is left of the frame
+        self._last = np.array([_last_origin(height, size), _last_origin(width, size)])
+        self._last_column_px = int(self._last[1])
+        self.n_columns = self._last_column_px // size.edge_px + 1
+        self._pixels = np.empty(shape, dtype)
+        self._window = (size.edge_px, size.edge_px)
+        self._places = sliding_window_view(self._pixels, self._window, writeable=True)
+        self._background = np.array(background).astype(dtype)
+
+    def strips(self, n: int) -> list[Strip]:
+        """Return at most `n` strips, none thinner than a region, that cover the frame."""
+        height, size = self.shape[0], self.size
+        thick = max(size.edge_px, _whole(height / n, size.grid_px))
+        last = max(0, height - thick) // size.grid_px * size.grid_px
+        strips = []
+        for first in [*range(0, last, thick), last]:
+            end = first + thick
+            if end + size.margin_px >= height:
+                end = height
+            strips.append(Strip(first, end, max(0, first - size.margin_px), min(height, end + size.margin_px)))
+        return strips
+
+    def around(self, positions: Floats) -> Ints:
+        """Return where the regions around positions (N, 2) start, (N, 2), inside the frame."""
+        size = self.size
+        origins = size.grid_px * np.rint((positions + 0.5 - size.edge_px / 2) / size.grid_px).astype(np.int64)
+        return np.clip(origins, 0, self._last)
+
+    def each_once(self, origins: Ints) -> Ints:
+        """Return the different ones of origins (N, 2), in order."""
+        place = np.unique(origins[:, 0] * self.shape[1] + origins[:, 1])
+        return np.stack(np.divmod(place, self.shape[1]), -1)
+
+    def tiles(self, positions: Ints) -> Ints:
+        """Return where the regions start whose cores, side by side, hold positions (N, 2); each once, (K, 2)."""
+        tile = self.each_once(positions // self.size.core_px)
+        return np.clip(tile * self.size.core_px - self.size.margin_px, 0, self._last)
+
+    def cores(self, origins: Ints) -> tuple[Ints, Ints]:
+        """Return first and end rows and columns, (N, 2) each, from which regions take detections.
+
+        At the border of the frame a core reaches up to it.
+        """
+        first = origins + self.size.margin_px
+        end = first + self.size.core_px
+        return np.where(origins == 0, 0, first), np.where(origins == self._last, np.array(self.shape), end)
+
+    def plan(self, origins: Ints, strip: Strip, *, highest: int) -> Plan | None:
+        """Arrange the regions that the strip does not hold anyway, each once; None if they need more than `highest` px.
+
+        Parameters
+        ----------
+        origins : (N, 2)
+            As from `around`.
+        """
+        first, end = self.cores(origins)
+        outside = (first[:, 0] < strip.first) | (end[:, 0] > strip.end)
+        origins = self.each_once(origins[outside])
+        edge = self.size.edge_px
+        below = self.shape[0] - int(self._last[0]) - edge  # rows that the last region of the frame has more
+        top, left = (origins == 0).T
+        bottom, right = (origins == self._last).T
+        n_rows = max(
+            math.ceil(len(origins) / self.n_columns), left.sum(), right.sum(), int(top.any()) + int(bottom.any())
+        )
+        strip_rows = strip.cut_end - strip.cut_first
+        height = n_rows * edge + strip_rows + (below if bottom.any() else 0)
+        if height > highest:
+            return None
+        slots = _slots(n_rows, self.n_columns, top, bottom, left, right)
+        if slots is None:
+            return None
+        row_of, column_of = slots
+        n_above = 0 if strip.first == 0 else n_rows - 1 if bottom.any() else n_rows
+        y = row_of * edge + np.where(row_of >= n_above, strip_rows, 0)
+        x = np.where(column_of == self.n_columns - 1, self._last_column_px, column_of * edge)
+        return Plan(origins, np.stack([y, x], -1), row_of, column_of, strip, n_above * edge, height)
+
+    def cut(self, frame: NDArray[Any], plan: Plan) -> NDArray[Any]:
+        """Return the montage; it is written over by the next call."""
+        size, strip = self.size, plan.strip
+        pixels = self._pixels[: plan.height]
+        pixels[:] = self._background
+        pixels[plan.strip_place : plan.strip_place + strip.cut_end - strip.cut_first] = frame[
+            strip.cut_first : strip.cut_end
+        ]
+        if not len(plan.origins):
+            return pixels
+        (from_y, from_x), (to_y, to_x) = plan.origins.T, plan.places.T
+        self._places[to_y, to_x] = sliding_window_view(frame, self._window)[from_y, from_x]
+        for i in np.flatnonzero((plan.origins == self._last).any(1)):  # the frame's last rows and columns
+            end_y, end_x = np.where(plan.origins[i] == self._last, self.shape, plan.origins[i] + size.edge_px)
+            region = frame[from_y[i] : end_y, from_x[i] : end_x]
+            pixels[to_y[i] : to_y[i] + region.shape[0], to_x[i] : to_x[i] + region.shape[1]] = region
+        return pixels
+
+    def back(self, plan: Plan, positions: Floats, *, same_px: float) -> tuple[Floats, NDArray[np.intp]]:
+        """Lead positions in the montage back to the frame.
+
+        Parameters
+        ----------
+        positions : (M, 2)
+            Pixels of the montage.
+        same_px : float
+            Detections of different regions that are nearer than this are the same: the one deeper in its core stays.
+
+        Returns
+        -------
+        positions : (K, 2)
+            Pixels of the frame.
+        kept : (K,)
+            Their rows in `positions`; the others lie in no core or are the same as one of these.
+        """
+        strip, edge = plan.strip, self.size.edge_px
+        strip_rows = strip.cut_end - strip.cut_first
+        n_regions = len(plan.origins)
+        # the strip is the last of the regions; -1 is none
+        moves = np.vstack([plan.origins - plan.places, [[strip.cut_first - plan.strip_place, 0]]])
+        first, end = self.cores(plan.origins)
+        first = np.vstack([first, [[strip.first, 0]]])
+        end = np.vstack([end, [[strip.end, self.shape[1]]]])
+        n_rows = (plan.height - strip_rows) // edge
+        region_at = np.full((n_rows + 1, self.n_columns + 1), -1)
+        region_at[plan.row_of, plan.column_of] = np.arange(n_regions)
+        y, x = np.floor(positions + 0.5).astype(np.int64).T
+        below = y >= plan.strip_place + strip_rows
+        in_strip = (y >= plan.strip_place) & ~below
+        row = np.clip((y - np.where(below, strip_rows, 0)) // edge, 0, n_rows - 1 if n_rows else 0)
+        column = np.where(x >= self._last_column_px, self.n_columns - 1, x // edge)
+        column = np.where((column == self.n_columns - 1) & (x < self._last_column_px), self.n_columns, column)
+        region = np.where(in_strip, n_regions, region_at[row, np.clip(column, 0, self.n_columns)])
+        in_frame = positions + moves[region]
+        depth = np.minimum(in_frame + 0.5 - first[region], end[region] - 0.5 - in_frame).min(1)
+        kept = np.flatnonzero((region >= 0) & (depth >= 0))
+        again = _found_again(in_frame[kept], region[kept], depth[kept], same_px)
+        return in_frame[kept][~again], kept[~again]
+
+
+def _last_origin(length: int, size: RegionSize) -> int:
+    return (length - size.edge_px) // size.grid_px * size.grid_px
+
+
+def _slots(
+    n_rows: int,
+    n_columns: int,
+    top: NDArray[np.bool_],
+    bottom: NDArray[np.bool_],
+    left: NDArray[np.bool_],
+    right: NDArray[np.bool_],
+) -> tuple[Ints, Ints] | None:
+    """Return row and column of each region, those at a border at the same border; None if there is no room for them."""
+    free = np.ones((n_rows, n_columns), bool)
+    # rows and columns at a border come last, for those that need them
+    rows = np.array(sorted(range(n_rows), key=lambda row: row in (0, n_rows - 1)), np.int64)
+    columns = np.array(sorted(range(n_columns), key=lambda column: column in (0, n_columns - 1)), np.int64)
+    anywhere = np.ones(len(top), bool)
+    vertical = ((top, np.array([0])), (bottom, np.array([n_rows - 1])), (anywhere, rows))
+    horizontal = ((left, np.array([0])), (right, np.array([n_columns - 1])), (anywhere, columns))
+    groups = [(a & b, in_rows, in_columns) for a, in_rows in vertical for b, in_columns in horizontal]  # corners first
+    row_of, column_of = np.full((2, len(top)), -1)
+    for chosen, in_rows, in_columns in groups:
+        which = np.flatnonzero(chosen & (row_of < 0))
+        if not len(which):
+            continue
+        place = np.flatnonzero(free[np.ix_(in_rows, in_columns)])[: len(which)]
+        if len(place) < len(which):
+            return None
+        a, b = np.divmod(place, len(in_columns))
+        row_of[which], column_of[which] = in_rows[a], in_columns[b]
+        free[in_rows[a], in_columns[b]] = False
+    return row_of, column_of
+
+
+def _found_again(positions: Floats, region: NDArray[np.intp], depth: Floats, same_px: float) -> NDArray[np.bool_]:
+    """(M,) True for detections of which another region has a deeper one within `same_px`."""
+    again = np.zeros(len(positions), bool)
+    if len(positions) < 2:
+        return again
+    from scipy.spatial import cKDTree
+
+    i, j = cKDTree(positions).query_pairs(same_px, output_type="ndarray").T
+    loser = np.where(depth[i] >= depth[j], j, i)
+    again[loser[region[i] != region[j]]] = True
+    return again
