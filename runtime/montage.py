@@ -146,10 +146,17 @@ class Montage:
         place = np.unique(origins[:, 0] * self.shape[1] + origins[:, 1])
         return np.stack(np.divmod(place, self.shape[1]), -1)
 
-    def tiles(self, positions: Ints) -> Ints:
-        """Return where the regions start whose cores, side by side, hold positions (N, 2); each once, (K, 2)."""
-        tile = self.each_once(positions // self.size.core_px)
-        return np.clip(tile * self.size.core_px - self.size.margin_px, 0, self._last)
+    def gathered(self, positions: Ints) -> Ints:
+        """Return where the regions start that hold positions (N, 2), one for all that lie within a core's size, (K, 2).
+
+        Each is put around the mean of its positions: what has changed there lies in the middle of a core.
+        """
+        if not len(positions):
+            return positions
+        tile = positions // self.size.core_px
+        _, group, count = np.unique(tile[:, 0] * self.shape[1] + tile[:, 1], return_inverse=True, return_counts=True)
+        mean = np.stack([np.bincount(group, along) / count for along in positions.T], -1)
+        return self.around(mean)
 
     def cores(self, origins: Ints) -> tuple[Ints, Ints]:
         """Return first and end rows and columns, (N, 2) each, from which regions take detections.

@@ -170,7 +170,7 @@ class RegionModel(WrappedModel):
         if len(origins) > highest // self._size.edge_px * montage.n_columns:
             return None
         look.seen(*montage.cores(origins))
-        changed = montage.tiles(look.changed())
+        changed = montage.gathered(look.changed())
         if not (look.trusted or self._always):
             return None
         scene.divide(trusted=look.trusted)

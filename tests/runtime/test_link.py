@@ -289,3 +289,17 @@ def test_settings_that_make_no_sense_are_refused(values, message):
 def test_importing_the_linker_does_not_import_scipy():
     code = "import sys, oneframe.runtime.link; sys.exit(any(m.split('.')[0] == 'scipy' for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_it_tells_where_tracks_are_expected_and_stays_as_it_was():
+    one, other = linker(), linker()
+    assert one.expected(0).shape == (0, 2)
+    for t in range(12):
+        points = [(3.0 * t, 50 - 2.0 * t), (80.0, 20.0)]
+        ids = [each.link(found(points), t).track_id.tolist() for each in (one, other)]
+        assert ids[0] == ids[1]
+        one.expected(t + 5)
+    np.testing.assert_allclose(one.expected(12), [(36, 26), (80, 20)], atol=0.5)
+    np.testing.assert_allclose(one.expected(14), [(42, 22), (80, 20)], atol=0.5)
+    with pytest.raises(ValueError, match="frame indices must grow, got 11 after 11"):
+        one.expected(11)

@@ -60,6 +60,18 @@ def test_what_lies_in_a_core_is_led_back_to_where_it_was(height, width, n, n_str
     assert ((x - from_x) % SIZE.grid_px == 0).all()
 
 
+@pytest.mark.parametrize("corner", [(16, 16), (14, 32), (0, 0), (123, 60), (90, 46)])
+def test_what_has_changed_lies_in_a_core_with_what_is_beside_it(corner):
+    cuts, _ = montage(128, 128)
+    blocks = np.array(corner) + 4 * np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1]), -1).reshape(-1, 2)
+    blocks = blocks[((blocks >= 0) & (blocks < 128)).all(1)]
+    for changed in (blocks, blocks[:2], blocks[-1:]):
+        first, end = cuts.cores(cuts.gathered(changed))
+        beside = np.clip(changed[:, None] + np.array([[-2, 0], [2, 0], [0, -2], [0, 2]]), 0, 127).reshape(-1, 2)
+        assert ((beside[:, None] >= first) & (beside[:, None] < end)).all(-1).any(-1).all()
+    assert cuts.gathered(blocks[:0]).shape == (0, 2)
+
+
 @pytest.mark.parametrize("n", [1, 3, 10, 60])
 @pytest.mark.parametrize("height", [64, 99, 512, 1021])
 def test_strips_cover_the_frame_and_are_no_thinner_than_a_region(height, n):
