@@ -239,14 +239,16 @@ def logged(folder) -> tuple[dict, np.ndarray, list[str]]:
 def test_log_tells_that_it_looks_at_regions_and_gives_the_same_rows(capsys, bead_model, tmp_path):
     source = f"sim:beads?height={SHAPE[0]}&width={SHAPE[1]}&n=8&seed=3&frames=8"
     runs = {}
-    for choice in ("off", "auto"):
+    for choice in ("off", "on", "auto"):
         argv = ["log", str(bead_model.path), "--source", source, "-o", str(tmp_path / choice), "--regions", choice]
         assert main([*argv, "--threads", "1"]) == 0, capsys.readouterr().err
         runs[choice] = logged(tmp_path / choice)
-    whole, by_regions = runs["off"], runs["auto"]
+    whole, by_regions = runs["off"], runs["on"]
     assert whole[0]["settings"]["regions"] == "off"
     assert "regions" not in whole[0]
-    assert by_regions[0]["settings"]["regions"] == "auto"
+    assert by_regions[0]["settings"]["regions"] == "on"
     assert by_regions[0]["regions"]["frames_by_regions"] == 7
     assert f"unseen for {by_regions[0]['regions']['longest_unseen_frames'] - 1} frames" in by_regions[2][0]
     np.testing.assert_allclose(by_regions[1], whole[1], atol=0.01)
+    assert "regions" not in runs["auto"][0]  # a recording can wait
+    np.testing.assert_array_equal(runs["auto"][1], whole[1])
