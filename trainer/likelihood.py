@@ -68,7 +68,8 @@ class LikelihoodFit(nn.Module):
     The model of a patch is gain * particle(turned, shifted) + background, its pixels independent with the variance of
     `PixelNoise`, the size of which is taken from the residual of each patch. The best of a bank of turned particles
     starts Gauss-Newton steps in position, angle, gain and background; pixels that something else covers lose their say.
-    A patch is the K pixels of a disc.
+    A patch is the K pixels of a disc; a smaller disc moves in it with the particle: if it did not, the RMSE of beads
+    9 px apart would be 0.13 px instead of 0.09.
 
     References
     ----------
@@ -80,7 +81,8 @@ class LikelihoodFit(nn.Module):
         super().__init__()
         self.noise = likeness.noise
         self.has_angle = likeness.has_angle
-        radius_px = likeness.diameter_px / 2 + 4
+        self.radius_px = likeness.diameter_px / 2 + 4
+        radius_px = self.radius_px + 0.5  # of the patch, whose middle is a whole pixel
         reach_px = math.ceil(radius_px)
         self.largest_move_px = max(1.0, likeness.diameter_px / 3)
         self.largest_sigma_px = max(1.0, likeness.diameter_px / 5)
@@ -92,6 +94,8 @@ class LikelihoodFit(nn.Module):
         self.register_buffer("edge", v)
         self.register_buffer("grid_y", grid_yx[:, 0].clone())
         self.register_buffer("grid_x", grid_yx[:, 1].clone())
+        self.register_buffer("towards", -2 * grid_yx.T.clone())
+        self.register_buffer("from_middle", grid_yx.square().sum(-1))
         # which row and which column of the square each pixel lies in, (2 * size, K)
         self.register_buffer("lies_in", (torch.cat([v[:, None] == self.grid_y, v[:, None] == self.grid_x])).float())
         away = grid_yx[:, None] - grid_yx[None]
@@ -179,6 +183,8 @@ class LikelihoodFit(nn.Module):
     grid_y: Tensor
     grid_x: Tensor
     lies_in: Tensor
+    towards: Tensor
+    from_middle: Tensor
     next_to: Tensor
     identity: Tensor
 
@@ -224,7 +230,9 @@ class LikelihoodFit(nn.Module):
         precision = 1 / self.noise.variance(model)
         rest = pixels - at.background - at.gain * model
         strange = rest * rest * precision * (1 / (OUTLIER**2 * at.scatter))
-        say = inside / (1 + strange * strange)
+        # (pixel - place)^2 < radius^2
+        near = at.place @ self.towards + self.from_middle < self.radius_px**2 - at.place.square() @ torch.ones(2, 1)
+        say = torch.where(near, inside, 0.0) / (1 + strange * strange)
         weight = say * precision
         weighted_rest = weight * rest
         right = jacobian @ weighted_rest[..., None]
@@ -263,8 +271,8 @@ class LikelihoodFit(nn.Module):
         rows, columns = row + self.edge, column + self.edge  # (N, size)
         in_image = torch.cat([(rows >= 0) & (rows < h), (columns >= 0) & (columns < w)], 1).float()
         inside = F.relu(in_image @ self.lies_in - 1)
-        from_middle = self.grid_y.to(torch.int64) * w + self.grid_x.to(torch.int64)
-        place = (row.to(torch.int64) * w + column.to(torch.int64) + from_middle).clamp(0, h * w - 1)
+        steps = self.grid_y.to(torch.int64) * w + self.grid_x.to(torch.int64)
+        place = (row.to(torch.int64) * w + column.to(torch.int64) + steps).clamp(0, h * w - 1)
         return taken(image.flatten(), place), inside
 
     def _model(self, at: _Estimate, hand: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,7 +307,7 @@ def _spline_weights(away: Tensor) -> tuple[Tensor, Tensor]:
     near, far = F.relu(1 - away.abs()), F.relu(2 - away.abs())
     near_squared, far_squared = 2 * near * near, far * far / 2
     slope = torch.sign(away) * (near_squared - far_squared)
-    return (far * far_squared - 2 * near * near_squared) / 3, slope
+    return (far * far_squared - near * near_squared) / 3, slope
 
 
 def bound_px(image: Tensor, noise: PixelNoise, diameter_px: float, *, has_angle: bool) -> float:

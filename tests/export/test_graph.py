@@ -81,18 +81,6 @@ def test_the_file_holds_card_and_self_test(bead_model):
     assert json.loads(held["oneframe.selftest"])["dtype"] == "<u2"
 
 
-def test_the_optimised_graph_holds_blocked_convolutions(bead_model, tmp_path):
-    import onnx
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    onnxruntime.InferenceSession(bead_model.path, options, providers=["CPUExecutionProvider"])
-    kinds = [(node.domain, node.op_type) for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
-    assert ("com.microsoft.nchwc", "Conv") in kinds
-
-
 def test_a_model_is_never_overwritten(bead_model, tmp_path):
     path = tmp_path / "there.onnx"
     path.write_bytes(b"mine")
