@@ -173,8 +173,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--threads", type=_count, help="CPU threads for the model, in fp32")
         sub.add_argument(
             "--backend", choices=["fastest", "fp32"], default="fastest",
-            help="fastest: as oneframe bench found for this model, frame size and machine; without it fp32 (default: "
-            "%(default)s)",
+            help="fastest: of a camera as oneframe bench found for this model, frame size and machine; without it "
+            "fp32 (default: %(default)s)",
         )  # fmt: skip
         sub.add_argument(
             "--regions", choices=["auto", "on", "off"], default="auto",

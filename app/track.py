@@ -101,16 +101,11 @@ def model_around(graph: OnnxModel, arguments: argparse.Namespace, *, live: bool)
     return ready(graph)
 
 
-def open_fastest(arguments: argparse.Namespace, console: Console) -> LoadedModel:
-    """Return the model for frames that follow each other, run as `bench` found best, unless the arguments know better.
-
-    Raises as `open_model`.
-    """
-    model = open_model(arguments, live=True)
+def use_fastest(model: LoadedModel, arguments: argparse.Namespace, console: Console) -> None:
+    """Let a model run as `bench` found best for one frame at a time, unless the arguments know better."""
     if arguments.backend == "fastest" and arguments.threads is None:
         for sentence in run_fastest(model, arguments.model):
             console.say(sentence, event="backend", sentence=sentence)
-    return model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,7 +194,7 @@ def _draw(path: Path, frame: Frame, detections: Detections, model: LoadedModel) 
 def log(arguments: argparse.Namespace, console: Console) -> None:
     """Run a model on a source without a window and write every frame's fate to a folder."""
     threading.Thread(target=import_solvers, name="oneframe-imports").start()  # while the model loads
-    model = open_fastest(arguments, console)
+    model = open_model(arguments, live=True)
     ended = run_pipeline(arguments, model, {}, console)
     _report(ended, arguments, console)
 
@@ -207,7 +202,7 @@ def log(arguments: argparse.Namespace, console: Console) -> None:
 def live(arguments: argparse.Namespace, console: Console) -> None:
     """Show positions on the live camera view; with an output folder also log them."""
     screenshot = None if arguments.screenshot is None else new_file(arguments.screenshot, (".png",))
-    model = open_fastest(arguments, console)
+    model = open_model(arguments, live=True)
     board = StatusBoard()
     display = _display_for(model, board)
     try:
@@ -291,6 +286,8 @@ def run_pipeline(
     stop, moved = _Later(), _Later()
     pixel_size_um = source.info.pixel_size_um or model.card.pixel_size_um
     try:
+        if source.info.live:  # of a recording several frames are in work at once, in fp32
+            use_fastest(model, arguments, console)
         analysis = with_regions(model, linker, arguments.regions, live=source.info.live)
         outputs = outputs_of(arguments, source, stop, pixel_size_um, console, moved)
     except BaseException:

@@ -37,9 +37,9 @@ def bench(capsys, model, *options: str) -> tuple[dict[str, dict], list[dict]]:
     return trials, [line for line in lines if line["event"] != "trial"]
 
 
-def log(model, tmp_path, capsys, *options: str) -> tuple[dict, str]:
+def log(model, tmp_path, capsys, *options: str, more: str = "&frames=3&fps=20") -> tuple[dict, str]:
     """Log three frames; return the run's record and what was said."""
-    assert main(["log", str(model), "--source", SCENE + "&frames=3", "-o", str(tmp_path / "run"), *options]) == 0
+    assert main(["log", str(model), "--source", SCENE + more, "-o", str(tmp_path / "run"), *options]) == 0
     return read_run(tmp_path / "run"), capsys.readouterr().out
 
 
@@ -98,6 +98,14 @@ def test_log_runs_as_was_found_best_and_says_so(bead_model, tmp_path, capsys):
     assert said.startswith("128 x 160 px run in int8, 1 thread, 0.80 times the time of fp32")
     assert run["settings"]["backends"][0]["precision"] == "int8"
     assert run["frames_by_backend"] == {"fp32": 0, "int8, 1 thread": 3}
+
+
+def test_a_recording_runs_in_fp32_several_frames_at_once(bead_model, tmp_path, capsys):
+    remember(bead_model.path.read_bytes(), Fastest(Backend(threads=1), (128, 160), (128, 160), 0.8))
+    run, said = log(bead_model.path, tmp_path, capsys, more="&frames=3")
+    assert "bench" not in said
+    assert run["settings"]["backends"] == []
+    assert run["account"]["analysed"] == 3
 
 
 @pytest.mark.parametrize("options", [["--backend", "fp32"], ["--threads", "1"]])

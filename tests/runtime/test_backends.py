@@ -130,6 +130,7 @@ def test_what_is_remembered_runs_frames_of_its_size_and_no_others(bead_model, re
     (sentence,) = run_fastest(model, bead_model.path)
     assert sentence.startswith("128 x 160 px run in int8, 1 thread, 0.80 times the time of fp32")
     assert agreement([expected], [model.detect(frame)], reach_px=4).passed
+    assert model.twins() == []  # which would run in fp32
     model.detect(frame[:100])
     assert model.engine.n_frames() == {"fp32": 1, "int8, 1 thread": 1}
     (settings,) = model.engine.settings()
