@@ -71,7 +71,12 @@ class OnnxModel:
         return Detections(**self._outputs(pixels))
 
     def twins(self) -> list[OnnxModel]:
-        """Return models on the same session, one for each thread that it may use: what they find is the same bits."""
+        """Return models on the same session, one for each thread that it may use: what they find is the same bits.
+
+        None where another engine runs the graph: OpenVINO's takes one frame at a time, and its frames are counted.
+        """
+        if self.engine is not self._session:
+            return []
         n_threads = self._session.get_session_options().intra_op_num_threads or os.cpu_count() or 1
         return [OnnxModel(self._session, self._card, self.threshold) for _ in range(n_threads)]
 
