@@ -73,7 +73,7 @@ class OnnxModel:
     def twins(self) -> list[OnnxModel]:
         """Return models on the same session, one for each thread that it may use: what they find is the same bits.
 
-        None where another engine runs the graph: it takes one frame at a time.
+        None where another engine runs the graph: OpenVINO's takes one frame at a time, and its frames are counted.
         """
         if self.engine is not self._session:
             return []

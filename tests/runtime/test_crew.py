@@ -207,6 +207,21 @@ def test_a_model_file_gives_the_same_bits_whoever_looks(bead_model):
     assert written[0] == written[1]
 
 
+def test_an_engine_that_bench_chose_sees_every_frame(bead_model):
+    model = load_model(bead_model.path, threads=3)
+    session, n_runs = model.engine, itertools.count()
+
+    class Counting:
+        def run(self, names: list[str], feeds: dict[str, Any], /) -> Any:
+            next(n_runs)
+            return session.run(names, feeds)
+
+    model.engine = Counting()
+    movie = [*frames(beads("&seed=5&frames=12")), EndOfStream("over", n_frames=12)]
+    assert run_of(iter(movie), model, Notes()).run().account.analysed == 12
+    assert next(n_runs) == 12
+
+
 def test_detect_writes_the_same_rows_however_many_processors_there_are(bead_model, tmp_path, monkeypatch):
     names = []
     for seed in (3, 4):
