@@ -358,7 +358,7 @@ def complete_run(
     """
     run = _read_open_run(folder)
     with _existing_record(folder, run) as db:
-        ending = {
+        ending: dict[str, Any] = {
             "published": published,
             "ended": ended,
             "sink_drops": {name: dict(reasons) for name, reasons in (sink_drops or {}).items()},
