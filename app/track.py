@@ -329,7 +329,7 @@ def run_pipeline(
             published=ended.published,
             sink_drops=ended.sink_drops,
             outputs={name: output.report() for name, output in outputs.items()},
-            frames_by_backend=model.engine.n_frames() if isinstance(model.engine, BySize) else None,
+            runs_by_backend=model.engine.n_runs() if isinstance(model.engine, BySize) else None,
             regions=analysis.report() if isinstance(analysis, RegionModel) else None,
         )
     for name, output in outputs.items():

@@ -170,7 +170,7 @@ class BySize:
     def __init__(self, plain: Session, best: list[tuple[Fastest, Session]]) -> None:
         self._plain = plain
         self._best = {found.input_shape: (found, session) for found, session in best}
-        self._n_frames = dict.fromkeys([Backend().name, *(found.backend.name for found, _ in best)], 0)
+        self._n_runs = dict.fromkeys([Backend().name, *(found.backend.name for found, _ in best)], 0)
 
     def run(self, names: list[str], feeds: dict[str, Any], /) -> Any:
         """Return the outputs of these names."""
@@ -185,12 +185,12 @@ class BySize:
             del self._best[found.input_shape]
             logger.warning("%s failed (%s): fp32 runs from now on", found.backend.name, exc)
             return values
-        self._n_frames[found.backend.name] += 1
+        self._n_runs[found.backend.name] += 1
         return values
 
     def _in_fp32(self, names: list[str], feeds: dict[str, Any]) -> Any:
         values = self._plain.run(names, feeds)
-        self._n_frames[Backend().name] += 1
+        self._n_runs[Backend().name] += 1
         return values
 
     def settings(self) -> list[dict[str, Any]]:
@@ -200,9 +200,9 @@ class BySize:
             for found, _ in self._best.values()
         ]
 
-    def n_frames(self) -> dict[str, int]:
-        """Return how many frames each way has run."""
-        return dict(self._n_frames)
+    def n_runs(self) -> dict[str, int]:
+        """Return how often each way ran the graph; regions of a frame are images of sizes of their own: fp32."""
+        return dict(self._n_runs)
 
 
 def run_fastest(model: LoadedModel, path: str | os.PathLike[str]) -> list[str]:

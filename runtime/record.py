@@ -330,7 +330,7 @@ def complete_run(
     published: int | None = None,
     sink_drops: Mapping[str, Mapping[str, int]] | None = None,
     outputs: Mapping[str, Mapping[str, Any]] | None = None,
-    frames_by_backend: Mapping[str, int] | None = None,
+    runs_by_backend: Mapping[str, int] | None = None,
     regions: Mapping[str, int] | None = None,
 ) -> None:
     """Finish a run after its record was closed: write `detections.csv` and complete `run.json`.
@@ -349,8 +349,8 @@ def complete_run(
         Results that a sink did not take, the record itself being one: name of the sink, reason, count.
     outputs : mapping or None
         How each output of a closed loop did, latencies included: its name and its report.
-    frames_by_backend : mapping or None
-        Frames that each way to run the model took; None: all in fp32.
+    runs_by_backend : mapping or None
+        How often each way to run the model was taken, by a frame or by regions of it; None: fp32 always.
     regions : mapping or None
         `RegionModel.report`, where one was at work.
 
@@ -368,8 +368,8 @@ def complete_run(
             "outputs": {name: dict(report) for name, report in (outputs or {}).items()},
             "finished": _iso(time.time()),
         }
-        if frames_by_backend is not None:
-            ending["frames_by_backend"] = dict(frames_by_backend)
+        if runs_by_backend is not None:
+            ending["runs_by_backend"] = dict(runs_by_backend)
         if regions is not None:
             ending["regions"] = dict(regions)
         _complete(folder, run, db, account, ending)

@@ -39,7 +39,8 @@ def bench(capsys, model, *options: str) -> tuple[dict[str, dict], list[dict]]:
 
 def log(model, tmp_path, capsys, *options: str, more: str = "&frames=3&fps=20") -> tuple[dict, str]:
     """Log three frames; return the run's record and what was said."""
-    assert main(["log", str(model), "--source", SCENE + more, "-o", str(tmp_path / "run"), *options]) == 0
+    where = ["--source", SCENE + more, "-o", str(tmp_path / "run")]
+    assert main(["log", str(model), *where, "--regions", "off", *options]) == 0
     return read_run(tmp_path / "run"), capsys.readouterr().out
 
 
@@ -97,7 +98,7 @@ def test_log_runs_as_was_found_best_and_says_so(bead_model, tmp_path, capsys):
     run, said = log(bead_model.path, tmp_path, capsys)
     assert said.startswith("128 x 160 px run in int8, 1 thread, 0.80 times the time of fp32")
     assert run["settings"]["backends"][0]["precision"] == "int8"
-    assert run["frames_by_backend"] == {"fp32": 0, "int8, 1 thread": 3}
+    assert run["runs_by_backend"] == {"fp32": 0, "int8, 1 thread": 3}
 
 
 def test_a_recording_runs_in_fp32_several_frames_at_once(bead_model, tmp_path, capsys):
@@ -114,14 +115,14 @@ def test_the_user_may_know_better(bead_model, tmp_path, capsys, options):
     run, said = log(bead_model.path, tmp_path, capsys, *options)
     assert "bench" not in said
     assert run["settings"]["backends"] == []
-    assert "frames_by_backend" not in run
+    assert "runs_by_backend" not in run
 
 
 def test_frames_of_another_size_run_in_fp32(bead_model, tmp_path, capsys):
     remember(bead_model.path.read_bytes(), Fastest(Backend(threads=1), (64, 64), (64, 64), 0.8))
     run, said = log(bead_model.path, tmp_path, capsys)
     assert said.startswith("64 x 64 px run in fp32, 1 thread")
-    assert run["frames_by_backend"] == {"fp32": 3, "fp32, 1 thread": 0}
+    assert run["runs_by_backend"] == {"fp32": 3, "fp32, 1 thread": 0}
 
 
 def test_without_a_frame_the_piece_in_the_model_file_is_repeated_and_that_is_said(bead_model, capsys):

@@ -132,7 +132,7 @@ def test_what_is_remembered_runs_frames_of_its_size_and_no_others(bead_model, re
     assert agreement([expected], [model.detect(frame)], reach_px=4).passed
     assert model.twins() == []  # which would run in fp32
     model.detect(frame[:100])
-    assert model.engine.n_frames() == {"fp32": 1, "int8, 1 thread": 1}
+    assert model.engine.n_runs() == {"fp32": 1, "int8, 1 thread": 1}
     (settings,) = model.engine.settings()
     assert (settings["precision"], settings["input_shape"]) == ("int8", (128, 160))
 
@@ -206,7 +206,7 @@ def test_a_winner_that_fails_on_a_frame_is_left_for_fp32(bead_model, frame, capl
         for _ in range(3):
             np.testing.assert_array_equal(model.detect(frame).y_px, expected.y_px)
     assert [each.message for each in caplog.records] == ["openvino fp32 failed (out of memory): fp32 runs from now on"]
-    assert model.engine.n_frames() == {"fp32": 3, "openvino fp32": 0}
+    assert model.engine.n_runs() == {"fp32": 3, "openvino fp32": 0}
 
 
 def test_the_cache_is_where_the_system_keeps_caches(monkeypatch, tmp_path):
