@@ -111,13 +111,19 @@ def train_supported_cells(
             f"expected annotations of a frame of {image.shape}, got {annotations.labels.shape}; annotate the frame "
             "that is trained on"
         )
-    told = {"diameter_px": diameter_px, "cells": cells, "foreground": None if foreground == "noise" else foreground}
+    said: list[list[str]] = []
+    told: dict[str, Any] = {
+        "diameter_px": diameter_px,
+        "cells": cells,
+        "foreground": None if foreground == "noise" else foreground,
+    }
 
     def read(reading: Callable[[], CellFrame]) -> CellFrame:
         frame = reading()
         if foreground == "noise":
             frame = with_noise_proposal(frame, seed, on_progress=on_progress, cancel=cancel)
-        if on_frame is not None:
+        if on_frame is not None and frame.lines() not in said:
+            said.append(frame.lines())
             on_frame(frame)
         return frame
 
