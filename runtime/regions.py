@@ -36,6 +36,8 @@ REACH = 0.7
 """Half a core over the farthest link, which is three to five typical steps; what moves farther shows as a change."""
 LONGEST_GAP = 50
 """Frames of the source from one analysed frame to the next, beyond which the next one is looked at as a whole."""
+DOUBTFUL = 0.5
+"""Places with a score above this share of the threshold are looked at again in the next frame."""
 LOST = 0.2
 """If more than this share of the detections, and three, are gone at once, the whole frame is looked at."""
 N_REFUSED = 5
@@ -85,6 +87,7 @@ class RegionModel(WrappedModel):
         self._index = self._last_index = 0
         self._fresh = False  # the coarse look knows the frame before
         self._n_found = 0
+        self._doubtful = np.empty((0, 2))  # where something scores nearly enough
         self._turn = 0
         self._trouble = 0
         self._rest = 0
@@ -152,7 +155,7 @@ class RegionModel(WrappedModel):
             found = None if plan is None else self._by_regions(scene, plan, pixels)
             self._weigh(serves=found is not None)
         if found is None:
-            found = self._network.run(pixels)
+            found = self._certain(self._run(pixels))
             scene.look.seen_all()
         if not self.on or self._turn == 0:
             scene.look.know(_positions(found), FAINT * self.card.normalisation.get("scale", np.inf))
@@ -166,7 +169,8 @@ class RegionModel(WrappedModel):
         highest = int((1.0 if self._always else PAYS) * height)
         expected = self._linker.expected(self._index)
         inside = ((expected >= -0.5) & (expected < np.array([height, width]) - 0.5)).all(1)
-        origins = montage.each_once(montage.around(expected[inside]))
+        places = np.concatenate([expected[inside], self._doubtful])
+        origins = montage.each_once(montage.around(places))
         if len(origins) > highest // self._size.edge_px * montage.n_columns:
             return None
         look.seen(*montage.cores(origins))
@@ -183,16 +187,32 @@ class RegionModel(WrappedModel):
     def _by_regions(self, scene: _Scene, plan: Plan, pixels: NDArray[Any]) -> Detections | None:
         """Find the objects of what was chosen; None if too many are lost."""
         if plan.height:
-            in_montage = self._network.run(scene.montage.cut(pixels, plan))
+            in_montage = self._run(scene.montage.cut(pixels, plan))
         else:
             in_montage = Detections.none(self.card.columns)
         positions, kept = scene.montage.back(plan, _positions(in_montage), same_px=self.card.object_diameter_px / 4)
-        if len(kept) < min((1 - LOST) * self._n_found, self._n_found - 2):
+        y_px, x_px = positions.astype(np.float32).T.copy()
+        found = self._certain(replace(in_montage.rows(kept), y_px=y_px, x_px=x_px))
+        if len(found) < min((1 - LOST) * self._n_found, self._n_found - 2):
             return None
         self._n_by_regions += 1
         self._longest_unseen_frames = max(self._longest_unseen_frames, scene.n_turns)
-        y_px, x_px = positions.astype(np.float32).T.copy()
-        return replace(in_montage.rows(kept), y_px=y_px, x_px=x_px)
+        return found
+
+    def _run(self, pixels: NDArray[Any]) -> Detections:
+        """Find objects, doubtful ones as well."""
+        threshold = self.threshold
+        try:
+            self.threshold = DOUBTFUL * threshold
+            return self._network.run(pixels)
+        finally:
+            self.threshold = threshold
+
+    def _certain(self, found: Detections) -> Detections:
+        """Return what reaches the threshold, and keep in mind where the rest is."""
+        certain = found.score >= np.float32(self.threshold)
+        self._doubtful = _positions(found)[~certain]
+        return found if certain.all() else found.rows(certain)
 
     def _weigh(self, *, serves: bool) -> None:
         """Decide whether regions stay on: a frame in which they do not serve weighs as much as two in which they do."""
