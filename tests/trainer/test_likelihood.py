@@ -58,14 +58,13 @@ def test_a_round_particle_is_the_sampled_one_at_every_shift():
     particle = spot(2.5, 2.5)
     fit = fit_of(particle, has_angle=False)
     y, x = (torch.linspace(-1.9, 1.9, 9)[:, None] for _ in range(2))
-    shifts = torch.cat([y, x.flip(0)], 1)
-    image, jacobian = fit._model(_Estimate(shifts, *[torch.ones_like(y)] * 6), torch.ones_like(y), torch.zeros_like(y))
-    size = len(fit.edge)
-    expected = sample(with_gradients(particle), torch.eye(2).expand(9, 2, 2), -shifts, size)
-    expected = expected[:, :, fit.grid_y.long() + size // 2, fit.grid_x.long() + size // 2]
+    at = _Estimate(y, x.flip(0), *[torch.ones_like(y)] * 7)
+    image, jacobian, _ = fit._model(at, torch.ones_like(y), torch.ones(9, 1, 1, 1, 1))
+    shifts = torch.cat([at.y, at.x], 1)
+    expected = sample(with_gradients(particle), torch.eye(2).expand(9, 2, 2), -shifts, fit.size).flatten(2)
     np.testing.assert_allclose(image, expected[:, 0], atol=2e-3)
     np.testing.assert_allclose(jacobian[:, 2:], -expected[:, 1:], atol=5e-3)
-    np.testing.assert_array_equal(jacobian[:, 1], np.ones((9, len(fit.grid_y))))
+    np.testing.assert_array_equal(jacobian[:, 1], np.ones((9, fit.size**2)))
 
 
 def test_brightness_and_background_do_not_move_the_position():
