@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from oneframe.acquisition import open_source, snap
 from oneframe.app.console import CommandError, Console
 from oneframe.app.track import model_around
-from oneframe.runtime.backends import Backend, BackendError, open_backend, openvino_precisions
+from oneframe.runtime.backends import Backend, BackendError, first_line, open_backend, openvino_precisions
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.fastest import Fastest, n_processors, remember
 from oneframe.runtime.load import LoadedModel
 from oneframe.runtime.model import OnnxModel, load_graph
-from oneframe.runtime.selftest import METADATA_KEY, decode_selftest
+from oneframe.runtime.selftest import METADATA_KEY, decode_selftest, repeated
 from oneframe.runtime.trial import CHECK_S, Trial, agreement, race, shifted, thread_counts, turned, winner
 
 CALIBRATION_PX = 512
@@ -91,8 +91,7 @@ def frame_for(arguments: argparse.Namespace, graph: OnnxModel) -> tuple[NDArray[
     piece = decode_selftest(text)[0]
     speed = graph.card.speed
     height, width = arguments.shape or (speed["frame_height_px"], speed["frame_width_px"])
-    repeats = [1] * (piece.ndim - 2) + [-(-height // piece.shape[-2]), -(-width // piece.shape[-1])]
-    frame = np.ascontiguousarray(np.tile(piece, repeats)[..., :height, :width])
+    frame = repeated(piece, height, width)
     return frame, (
         f"no frame given: the {_size(piece)} px of the snapped frame that stand in the model file, repeated to "
         f"{_size(frame)} px (times depend on how many objects there are)"
@@ -158,7 +157,7 @@ class _Field:
             model = self._model(open_backend(backend, self._file, self._parts))
             found = [model.detect(view) for view in self._views]
         except Exception as exc:  # an engine that fails on this graph is left out, whatever it raises
-            return (str(exc).splitlines() or [type(exc).__name__])[0]
+            return first_line(exc)
         self.trials.append(self._trial(backend, model, found))
         return ""
 

@@ -100,7 +100,7 @@ class _TruthSink:
             self._index += 1
         truth = self._motion.truth()
         found = analysed.tracks.detections
-        self.comparison.add(np.column_stack([truth.y_px, truth.x_px]), np.column_stack([found.y_px, found.x_px]))
+        self.comparison.add(np.column_stack([truth.y_px, truth.x_px]), found.yx_px)
         self.last = analysed
         for track_id, y, x in zip(analysed.tracks.track_id, found.y_px, found.x_px, strict=True):
             self.tails.setdefault(int(track_id), []).append((float(y), float(x)))

@@ -44,18 +44,6 @@ QUEUED_FRAMES = 128
 MOST_GROWTH = 0.01
 
 
-def make_ring(path: Path) -> None:
-    """Write simulated frames of moving beads."""
-    from oneframe.acquisition.simulated import BeadCamera, BeadScene
-
-    camera = BeadCamera(BeadScene(width=SIZE_PX, height=SIZE_PX, n=N_BEADS, lifetime=0, separation_px=16, seed=2))
-    frames = []
-    for _ in range(N_RING):
-        frames.append(camera.expose())
-        camera.advance()
-    np.save(path, np.stack(frames))
-
-
 def follow_with_log(model: str, address: str, n_frames: int, folder: Path) -> dict[str, Any]:
     """Run `oneframe log`, and note when each frame's rows were committed."""
     from oneframe.app.main import main as oneframe_command
@@ -235,9 +223,11 @@ def main() -> None:
     kinds = [kind for kind in ("oneframe", "trackpy") if chosen.only in (None, kind)]
     if not chosen.peer_python:
         kinds = [kind for kind in kinds if kind == "oneframe"]
+    from bead_frames import bead_frames  # late: the peer's interpreter only follows
+
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        make_ring(place / "ring.npy")
+        np.save(place / "ring.npy", bead_frames(N_RING, SIZE_PX, N_BEADS, separation_px=16, seed=2))
         results = {kind: measure(kind, chosen, place) for kind in kinds}
     if len(results) == 2:
         print(f"oneframe / trackpy: {results['oneframe']['rate_hz'] / results['trackpy']['rate_hz']:.1f}")

@@ -21,19 +21,14 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-
-from oneframe.acquisition.simulated import BeadCamera, BeadScene
+from bead_frames import bead_frames
 
 N_RING = 32
 
 
 def make_recording(path: Path, n_frames: int) -> None:
     """Write simulated beads, the first frames over and over."""
-    camera = BeadCamera(BeadScene(width=1024, height=1024, n=200, lifetime=0, separation_px=16, seed=2))
-    frames = []
-    for _ in range(N_RING):
-        frames.append(camera.expose())
-        camera.advance()
+    frames = bead_frames(N_RING, 1024, 200, separation_px=16, seed=2)
     file = np.lib.format.open_memmap(path, "w+", np.uint16, (n_frames, 1024, 1024))
     for index in range(n_frames):
         file[index] = frames[index % N_RING]

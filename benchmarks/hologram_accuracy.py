@@ -152,7 +152,7 @@ class Found:
     def add(self, detections: Any, truth: SphereTruth, offset_um: float) -> None:
         """Match one frame's rows to its spheres."""
         true_yx = np.stack([truth.y_px, truth.x_px], 1)
-        found_yx = np.stack([detections.y_px, detections.x_px], 1).astype(np.float64)
+        found_yx = detections.yx_px
         t, f = match(true_yx, found_yx, 10.0)
         self.n_true += len(true_yx)
         self.n_found += len(found_yx)

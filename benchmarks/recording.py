@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bead_frames import bead_frames
 from numpy.typing import NDArray
 
 from oneframe.acquisition import open_source
-from oneframe.acquisition.simulated import BeadCamera, BeadScene
 from oneframe.runtime import Detections, ModelCard
 from oneframe.runtime.link import FrameLinker, LinkSettings
 from oneframe.runtime.load import load_model
@@ -62,11 +62,7 @@ def make_recording(path: Path, n_frames: int) -> None:
     """Write simulated beads, page by page."""
     import tifffile
 
-    camera = BeadCamera(BeadScene(width=SIZE_PX, height=SIZE_PX, n=N_BEADS, lifetime=0, seed=3))
-    frames = []
-    for _ in range(min(N_SCENES, n_frames)):
-        frames.append(camera.expose())
-        camera.advance()
+    frames = bead_frames(min(N_SCENES, n_frames), SIZE_PX, N_BEADS, seed=3)
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for index in range(n_frames):
             file.write(frames[index % len(frames)], contiguous=True)

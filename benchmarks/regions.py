@@ -82,11 +82,6 @@ class Newcomers:
             del self._since[bead]
 
 
-def yx(found: Detections) -> NDArray[np.float64]:
-    """Return positions (N, 2)."""
-    return np.stack([found.y_px, found.x_px], -1).astype(np.float64)
-
-
 def measured(chosen: argparse.Namespace) -> dict[str, Any]:
     """Run both ways over the frames."""
     scene = BeadScene(
@@ -105,7 +100,7 @@ def measured(chosen: argparse.Namespace) -> dict[str, Any]:
         image = camera.expose()
         order = ways if index % 2 else ways[::-1]
         found = {id(way): way.see(image, index) for way in order}
-        both = [yx(found[id(way)]) for way in ways]
+        both = [found[id(way)].yx_px for way in ways]
         truth = np.stack([camera.truth().y_px, camera.truth().x_px], -1)
         for way, positions in zip(ways, both, strict=True):
             way.truth.add(truth, positions)

@@ -107,7 +107,7 @@ def model_method(name: str, path: Path, scene: Scene, engine: Session | None = N
         start_s = time.perf_counter()
         found = model.detect(scene.frames[index])
         ms = 1e3 * (time.perf_counter() - start_s)
-        return ms, np.column_stack([found.y_px, found.x_px]).astype(np.float64)
+        return ms, found.yx_px
 
     return Method(name, run)
 

@@ -30,7 +30,7 @@ from oneframe.runtime.load import ready
 from oneframe.runtime.model import SMALLEST_FRAME_PX, OnnxModel, open_session
 from oneframe.runtime.seams import Model
 from oneframe.runtime.selftest import METADATA_KEY as SELFTEST_KEY
-from oneframe.runtime.selftest import compare, encode_selftest
+from oneframe.runtime.selftest import compare, encode_selftest, repeated
 
 OPSET = 18
 
@@ -160,10 +160,7 @@ def _checked(trained: TrainedModel, graph: OnnxModel) -> Detections:
 def _completed(trained: TrainedModel, model: Model) -> ModelCard:
     """Add the speed on this machine, versions and date to the card."""
     height, width = trained.input_shape or trained.example.shape[-2:]
-    repeats = [1] * (trained.example.ndim - 2) + [
-        -(-height // trained.example.shape[-2]), -(-width // trained.example.shape[-1])
-    ]  # fmt: skip
-    frame = np.tile(trained.example, repeats)[..., :height, :width]
+    frame = repeated(trained.example, height, width)
     model.detect(frame)
     times_s: list[float] = []
     while len(times_s) < 5 and sum(times_s) < _TIMING_S:

@@ -111,8 +111,12 @@ def open_backend(backend: Backend, model: bytes, parts: Mapping[str, bytes]) -> 
             open_session(last, name=LAST, threads=backend.threads),
         )
     except Exception as exc:  # the engines have no common base class for their errors
-        reason = (str(exc).splitlines() or [type(exc).__name__])[0]
-        raise BackendError(f"{backend.name} does not run here: {reason}") from exc
+        raise BackendError(f"{backend.name} does not run here: {first_line(exc)}") from exc
+
+
+def first_line(exc: Exception) -> str:
+    """Return what an engine's error says first, or its kind if it says nothing."""
+    return (str(exc).splitlines() or [type(exc).__name__])[0]
 
 
 def openvino_precisions() -> tuple[Precision, ...]:

@@ -71,6 +71,11 @@ class Detections:
     notes: tuple[str, ...] = ()
     """What the model has to tell about this frame, each sentence once in a run."""
 
+    @property
+    def yx_px(self) -> NDArray[np.float64]:
+        """(N, 2), `y_px` and `x_px` of each row."""
+        return np.stack([self.y_px, self.x_px], axis=1).astype(np.float64)
+
     def __post_init__(self) -> None:
         n_rows = self.y_px.shape
         for name, column in self.columns().items():

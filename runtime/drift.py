@@ -182,7 +182,7 @@ def _measures(reference: Mapping[str, Any]) -> list[_Measure]:
         measures.append(
             _Measure(
                 "variance_px2", "variance of the most consistent particles", " px²", 0.05, low, _log_variance,
-                lambda error: math.log(5) * (1 + error),  # twice as dense: fourfold
+                lambda error: math.log(5) * (1 + error),  # 2.5 times as dense: up to fivefold
             )
         )  # fmt: skip
     if (score := reference.get("score")) is not None:

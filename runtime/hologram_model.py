@@ -130,7 +130,7 @@ class HologramModel(WrappedModel):
         """Return the columns that the field tells better than the network."""
         columns = found.columns()
         per_px = self.settings.pixels_per_cell
-        at_px = np.stack([found.y_px, found.x_px], axis=1).astype(np.float64) / per_px
+        at_px = found.yx_px / per_px
         coarse_um = columns["z_um"].astype(np.float64)
         measured = refiner.measure(field, at_px, coarse_um, noise=self._reader.noise)
         z = measured.z

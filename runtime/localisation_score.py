@@ -170,7 +170,7 @@ class LocalisationScore:
             is matched to it is neither right nor wrong (the challenge: those below the 25 % quantile of photons).
         """
         true_yx = np.stack([truth.y_px, truth.x_px], 1).astype(np.float64)
-        found_yx = np.stack([found.y_px, found.x_px], 1).astype(np.float64)
+        found_yx = found.yx_px
         t, f = _within(true_yx, found_yx, self.gate_px)
         dz_um = np.full(len(t), np.nan)
         if found.z_um is not None and truth.z_um is not None:

@@ -158,7 +158,7 @@ class RegionModel(WrappedModel):
             found = self._certain(self._run(pixels))
             scene.look.seen_all()
         if not self.on or self._turn == 0:
-            scene.look.know(_positions(found), FAINT * self.card.normalisation.get("scale", np.inf))
+            scene.look.know(found.yx_px, FAINT * self.card.normalisation.get("scale", np.inf))
         self._fresh = True
         return found
 
@@ -190,7 +190,7 @@ class RegionModel(WrappedModel):
             in_montage = self._run(scene.montage.cut(pixels, plan))
         else:
             in_montage = Detections.none(self.card.columns)
-        positions, kept = scene.montage.back(plan, _positions(in_montage), same_px=self.card.object_diameter_px / 4)
+        positions, kept = scene.montage.back(plan, in_montage.yx_px, same_px=self.card.object_diameter_px / 4)
         y_px, x_px = positions.astype(np.float32).T.copy()
         found = self._certain(replace(in_montage.rows(kept), y_px=y_px, x_px=x_px))
         if len(found) < min((1 - LOST) * self._n_found, self._n_found - 2):
@@ -211,7 +211,7 @@ class RegionModel(WrappedModel):
     def _certain(self, found: Detections) -> Detections:
         """Return what reaches the threshold, and keep in mind where the rest is."""
         certain = found.score >= np.float32(self.threshold)
-        self._doubtful = _positions(found)[~certain]
+        self._doubtful = found.yx_px[~certain]
         return found if certain.all() else found.rows(certain)
 
     def _weigh(self, *, serves: bool) -> None:
@@ -234,11 +234,6 @@ class RegionModel(WrappedModel):
 def serves(card: ModelCard) -> bool:
     """Return whether a model can be given regions."""
     return card.method == "lodestar" and card.n_channels == 1 and not card.hologram and not card.maps
-
-
-def _positions(found: Detections) -> NDArray[np.float64]:
-    """Return y and x, (N, 2)."""
-    return np.stack([found.y_px, found.x_px], -1).astype(np.float64)
 
 
 class _Scene:

@@ -42,6 +42,12 @@ class SelfTestResult:
         return self.worst_px <= self.tolerance_px
 
 
+def repeated(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Return an image (..., h, w) side by side with itself, as large as a frame, (..., height, width)."""
+    repeats = [1] * (image.ndim - 2) + [-(-height // image.shape[-2]), -(-width // image.shape[-1])]
+    return np.ascontiguousarray(np.tile(image, repeats)[..., :height, :width])
+
+
 def encode_selftest(image: NDArray[Any], expected: Detections) -> str:
     """Return the text that stands in the model file."""
     record = {

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from oneframe.runtime.backends import Backend
 from oneframe.runtime.detections import Detections
+from oneframe.runtime.selftest import CELL_TOLERANCE_PX
 
 LEAST_F1 = 0.999
 """Of the detections against those of fp32: below a thousand objects none may be lost or won."""
@@ -20,8 +21,8 @@ SHARE_OF_SIGMA = 0.3
 position grows by 4 % at most."""
 RMS_PX, WORST_PX = 0.02, 0.1
 """Largest differences of positions where the model claims no sigma; the worst row may also differ by one sigma."""
-CELL_RMS_PX, CELL_WORST_PX = 0.1, 0.3
-"""Likewise of cells, whose centroid moves when rounding gives a pixel at the outline to the background."""
+CELL_RMS_PX = 0.1
+"""Likewise of cells, the worst of which may differ as in the self-test."""
 ALIKE = 0.1
 """Of ways whose times differ by less the plainer one is taken: the difference is within that of two measurements."""
 HOPELESS = 1.5
@@ -90,7 +91,7 @@ def _differences(a: Detections, b: Detections, reach_px: float) -> NDArray[np.fl
     """Return by how much (y, x) of rows differ that are each other's nearest, (N, 2)."""
     from scipy.spatial import cKDTree
 
-    here, there = (np.column_stack([each.y_px, each.x_px]).astype(np.float64) for each in (a, b))
+    here, there = a.yx_px, b.yx_px
     there = there[np.isfinite(there).all(1)]
     if not len(here) or not len(there):
         return np.empty((0, 2))
@@ -103,7 +104,7 @@ def _differences(a: Detections, b: Detections, reach_px: float) -> NDArray[np.fl
 def _limits(expected: Sequence[Detections]) -> tuple[float, float]:
     """Return the largest RMS and single difference, px, that do no harm."""
     if any(each.labels is not None for each in expected):
-        return CELL_RMS_PX, CELL_WORST_PX
+        return CELL_RMS_PX, CELL_TOLERANCE_PX
     claims = [each.sigma_y_px for each in expected if each.sigma_y_px is not None and len(each)]
     if not claims:
         return RMS_PX, WORST_PX

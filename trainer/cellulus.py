@@ -117,9 +117,14 @@ class CellFrame:
         return self.proposal.criterion
 
     @property
+    def selective(self) -> bool:
+        """Whether what was annotated says that much of what stands out is none."""
+        return self.annotated is not None and self.annotated.selective
+
+    @property
     def least_contrast(self) -> float:
         """What stands out less is no cell, counts; 0 where nothing annotated says so."""
-        return self.annotated.contrast if self.annotated is not None and self.annotated.selective else 0.0
+        return self.annotated.contrast if self.annotated is not None and self.selective else 0.0
 
     @property
     def floor(self) -> float:

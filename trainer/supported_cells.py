@@ -111,20 +111,22 @@ def train_supported_cells(
             f"expected annotations of a frame of {image.shape}, got {annotations.labels.shape}; annotate the frame "
             "that is trained on"
         )
-    said: list[list[str]] = []
     told: dict[str, Any] = {
         "diameter_px": diameter_px,
         "cells": cells,
         "foreground": None if foreground == "noise" else foreground,
     }
+    seen: list[CellFrame] = []
 
-    def read(reading: Callable[[], CellFrame]) -> CellFrame:
-        frame = reading()
+    def read(reading: CellFrame) -> CellFrame:
+        """Return a reading with the foreground that was asked for, and tell it unless it was told before."""
+        frame = reading
         if foreground == "noise":
-            frame = with_noise_proposal(frame, seed, on_progress=on_progress, cancel=cancel)
-        if on_frame is not None and frame.lines() not in said:
-            said.append(frame.lines())
+            alike = [each for each in seen if (each.sign, each.scale) == (frame.sign, frame.scale)]
+            frame = alike[0] if alike else with_noise_proposal(frame, seed, on_progress=on_progress, cancel=cancel)
+        if on_frame is not None and frame.lines() not in [each.lines() for each in seen]:
             on_frame(frame)
+        seen.append(frame)
         return frame
 
     def trained(separate: str | None, frame: CellFrame, hear: Callable[[Progress], None] | None) -> TrainedModel:
@@ -140,43 +142,38 @@ def train_supported_cells(
         )
 
     if separate == "stars":
-        frame = read(lambda: read_annotated_frame(image, annotations.labels, **told))
+        frame = read(read_annotated_frame(image, annotations.labels, **told))
         of_stars = _as_long(SupportedSettings(), settings)
         first, second = _both(settings.n_steps, of_stars.n_steps, _STARS_COST, on_progress)
         alone = trained(None, frame, first)
         return _with_stars(alone, image, annotations, of_stars, seed, on_progress=second, cancel=cancel)
-    plain = read(lambda: _plain_frame(image, annotations.labels, **told))
-    without, before = None, at_camera_scale(plain.proposal.labels, image.shape)
+    without = before = None
     if len(annotations.cell_clicks) or len(annotations.background_clicks) or settings.pseudo_weight:
+        plain = read(_plain_frame(image, annotations.labels, **told))
         without = trained(separate, plain, _noted(on_progress, "cells without annotation"))
         before = _cells(without, image)
+    frame = read(read_annotated_frame(image, annotations.labels, **told))
+    if before is None:
+        before = at_camera_scale(frame.proposal.labels, image.shape)
     labels = annotations.on(before)
-    frame = read(lambda: read_annotated_frame(image, annotations.labels, **told))
-    enough = _ENOUGH if (labels > 0).any() else 0.0
-    tried: list[tuple[TrainedModel, Labels]] = []
-    for weight, note in _weights(settings.pseudo_weight, labels):
+    enough, weights = 0.0, {settings.pseudo_weight: "with annotated cells"}
+    if (labels > 0).any():
+        enough, weights = _ENOUGH, weights | {0.0: "annotated cells alone"}
+    tried: list[tuple[float, TrainedModel, Labels]] = []
+
+    def is_enough(model: TrainedModel, found: Labels) -> bool:
+        tried.append((met_by(found, labels), model, found))
+        return tried[-1][0] >= enough
+
+    for weight, note in weights.items():
         supported = with_annotations(frame, labels, weight)
-        if not tried and without is not None and weight and not _selective(supported):
-            tried.append((without, before))
-            if met_by(before, labels) >= enough:
-                break
-        model = trained(separate, supported, _noted(on_progress, note))
-        tried.append((model, _cells(model, image)))
-        if met_by(tried[-1][1], labels) >= enough:
+        if not tried and without is not None and weight and not supported.selective and is_enough(without, before):
             break
-    model, found = max(tried, key=lambda each: met_by(each[1], labels))  # the first of equals
+        model = trained(separate, supported, _noted(on_progress, note))
+        if is_enough(model, _cells(model, image)):
+            break
+    _, model, found = max(tried, key=lambda each: each[0])  # the first of equals
     return _told_quality(model, found, before, labels)
-
-
-def _selective(frame: CellFrame) -> bool:
-    """Return whether the annotations say that much of what a model without them finds is none."""
-    return frame.annotated is not None and frame.annotated.selective
-
-
-def _weights(pseudo_weight: float, labels: Labels) -> list[tuple[float, str]]:
-    """Return the pseudo weights that are tried in turn, and what is told meanwhile."""
-    together = [(pseudo_weight, "with annotated cells")] if pseudo_weight else []
-    return together + [(0.0, "annotated cells alone")] * bool((labels > 0).any())
 
 
 def _noted(hear: Callable[[Progress], None] | None, note: str) -> Callable[[Progress], None] | None:

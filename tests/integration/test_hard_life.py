@@ -66,7 +66,7 @@ def test_a_camera_that_is_killed_is_started_again_and_the_run_goes_on(bead_model
     assert (done["event"], done["seen"], done["analysed"]) == ("done", 150, 150)
     account = read_run(run)["account"]
     assert account["gaps_of_unknown_length"] == 1
-    note = next(note for note in notes_of(run) if "process" in note)
+    (note,) = (note for note in notes_of(run) if "regions" not in note)
     assert "SIGKILL" in note
     assert sum(account["reasons"].values()) == account["lost_before"]
 

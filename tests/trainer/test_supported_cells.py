@@ -269,6 +269,9 @@ def test_what_is_refused():
         train(image, annotations=some)
     with pytest.raises(ValueError, match="no annotations with shot"):
         train(image, method="shot", annotations=some)
+    nothing = Annotations(np.full_like(truth, -1))
+    with pytest.raises(ValueError, match="background only; annotate some cells"):
+        train(image, method="cellulus", annotations=nothing, pseudo_weight=0.0, steps=1)
     empty = np.argwhere(image == image.min())[:1].astype(np.float32)
     with pytest.raises(AnnotationError, match="hits no cell"):
         train(image, method="cellulus", annotations=Annotations(np.zeros_like(truth), empty), steps=2)
