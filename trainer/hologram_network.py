@@ -202,7 +202,7 @@ class HologramGraph(PeakGraph):
 
     def forward(self, image: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
         """Return `columns`, each (N,), for the planes (2 P, h, w) and the lowest score to report."""
-        grid = self.network(image[None])[0]
+        grid = self.network(image[None]).squeeze(0)
         y, x, score, variance, values = self.found(grid, threshold)
         height, width = image.shape[-2:]
         inside = (y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5)

@@ -87,4 +87,4 @@ class LodestarGraph(PeakGraph):
 
     def predict(self, pixels: Tensor) -> Tensor:
         """Return the blocks of cells, as `found` takes them, of pooled pixels (H, W), camera counts less `offset`."""
-        return self.network.blocks(pixels[None, None])[0]
+        return self.network.blocks(pixels[None, None]).squeeze(0)

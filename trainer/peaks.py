@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -64,54 +65,60 @@ class PeakGraph(nn.Module):
         self.agreement_px = agreement_px
         self.alpha, self.beta = alpha, beta
         self.split = split
-        kind = torch.arange(split**2)
-        self.register_buffer("row_in_block", kind // split)
-        self.register_buffer("column_in_block", kind % split)
         half = averaged_cells // 2
-        self.beside = _Surroundings(1, split, stride_px)
-        self.about = _Surroundings(reach_cells + half, split, stride_px)
-        steps = _steps(reach_cells + half)
+        self.register_buffer("about", torch.arange(-reach_cells - half, reach_cells + half + 1))
+        steps = torch.cartesian_prod(self.about, self.about)
+        self.register_buffer("about_px", (stride_px * steps.T).float())
         within = (steps.abs() <= reach_cells).all(1).float()
         averaged = ((steps[:, None] - steps[None]).abs() <= half).all(-1).float() / averaged_cells**2
         self.register_buffer("averaging", averaged * within)
         self.register_buffer("faintest", 1e-9 * within)
         self.register_buffer("core", (steps.abs() <= 1).all(1).float())
+        # a block, its cells, and those around it
+        self.register_buffer("beside", torch.arange(-1, split + 1))
+        steps = torch.cartesian_prod(self.beside, self.beside)
+        self.register_buffer("beside_px", (stride_px * steps.T).float())
+        self.register_buffer("in_block", torch.cartesian_prod(torch.arange(split), torch.arange(split)).reshape(-1, 2))
+        away = (steps[:, None] - self.in_block).abs().amax(-1)
+        self.register_buffer("own", (away == 0).float())
+        self.register_buffer("next_to", (away <= 1).float())
 
-    row_in_block: Tensor
-    column_in_block: Tensor
+    about: Tensor
+    about_px: Tensor
     averaging: Tensor
     faintest: Tensor
     core: Tensor
+    beside: Tensor
+    beside_px: Tensor
+    in_block: Tensor
+    own: Tensor
+    next_to: Tensor
 
     def found(self, blocks: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
         """Return y, x, score, variance (px^2, axes summed) and the further values of each particle, (N,) each.
 
-        Only cells whose weight allows a score above the threshold are looked at: few, where few particles are.
+        Only blocks with a weight that allows a score above the threshold are looked at: few, where few particles are.
         """
         _, h, w = blocks.shape
         size = h * self.split, w * self.split
-        n_values = blocks.shape[0] // self.split**2
-        cells = blocks.flatten(1).T.reshape(-1, n_values)  # (h * w * split^2, 3 + V)
         threshold = threshold.clamp(min=LOWEST_SCORE)
-        kind, row, column = torch.nonzero(blocks[2::n_values] >= self._lowest_rho(threshold)).unbind(1)
-        score = self.score(cells, kind, row, column, h, w)
-        place = self._cell_row(kind, row) * size[1] + self._cell_column(kind, column)
-        on_grid = torch.zeros(size[0] * size[1]).scatter(0, place, score)
-        highest = _highest_around(on_grid, size, self.peak_cells).index_select(0, place)
-        chosen = torch.nonzero((score >= highest) & (score >= threshold))[:, 0]
-        kind, row, column = (each.index_select(0, chosen) for each in (kind, row, column))
-        score = score.index_select(0, chosen)
-        y, x, variance, values = self._local_average(cells, kind, row, column, h, w)
+        rho = blocks[2 :: blocks.shape[0] // self.split**2].unbind()
+        row, column = torch.nonzero(reduce(torch.maximum, rho) >= self._lowest_rho(threshold)).unbind(1)
+        score = self.score(blocks, row, column)
+        rows, columns = (each[:, None] * self.split + self.in_block[:, k] for k, each in enumerate((row, column)))
+        on_grid = torch.zeros(size[0] * size[1]).scatter(0, (rows * size[1] + columns).flatten(), score.flatten())
+        on_grid = F.max_pool2d(on_grid.reshape(1, 1, *size), 2 * self.peak_cells + 1, 1, self.peak_cells).flatten()
+        score, kind = score.max(1)  # a peak is the best of its block
+        row, column = (
+            each * self.split + self.in_block[:, k].index_select(0, kind) for k, each in enumerate((row, column))
+        )
+        highest = on_grid.index_select(0, row * size[1] + column)
+        chosen = torch.nonzero((score >= threshold) & (score >= highest))[:, 0]
+        row, column, score = (each.index_select(0, chosen) for each in (row, column, score))
+        y, x, variance, values = self._local_average(blocks, row, column)
         chosen = torch.nonzero(self._is_best_near(size, y, x, score) & torch.isfinite(y + x))[:, 0]
         y, x, score, variance, *values = torch.stack([y, x, score, variance, *values]).index_select(1, chosen).unbind()
         return y, x, score, variance, values
-
-    def _cell_row(self, kind: Tensor, row: Tensor) -> Tensor:
-        """Return the row in the grid of cells."""
-        return row * self.split + self.row_in_block.index_select(0, kind)
-
-    def _cell_column(self, kind: Tensor, column: Tensor) -> Tensor:
-        return column * self.split + self.column_in_block.index_select(0, kind)
 
     def _lowest_rho(self, threshold: Tensor) -> Tensor:
         """Below this no agreement lifts the score to the threshold."""
@@ -120,22 +127,45 @@ class PeakGraph(nn.Module):
         weight = (threshold ** (1 / self.alpha)).clamp(max=1 - 1e-6)
         return torch.log(weight / (1 - weight)) - 1e-3  # the score itself is compared later
 
-    def score(self, cells: Tensor, kind: Tensor, row: Tensor, column: Tensor, h: int, w: int) -> Tensor:
-        """Return w^alpha c^beta of some cells, (N,), in 0..1: cell `kind` of the block in `row` and `column`.
+    def score(self, blocks: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """Return w^alpha c^beta of the cells of some blocks, (N, split^2), in 0..1.
 
         Differs from the paper: c = 1 / (1 + variance / px^2) in place of 1 / (1e-6 + variance), so that a score has
         the same meaning in every model.
         """
-        near, inside = self.beside(cells, kind, row, column, h, w)
-        dy, dx, rho, *_ = near.unbind(-1)
-        y, x = dy + self.beside.y_px, dx + self.beside.x_px
-        away_y, away_x = y - weighted_mean(y, inside), x - weighted_mean(x, inside)
-        variance = weighted_mean(away_y * away_y + away_x * away_x, inside)[:, 0]
-        log_score: Tensor = self.alpha * F.logsigmoid(rho[:, 4]) - self.beta * torch.log1p(variance)
+        rows, columns = row[:, None] * self.split + self.beside, column[:, None] * self.split + self.beside
+        (dy, dx, rho, *_), inside = self._cells(blocks, rows, columns)
+        n = inside @ self.next_to
+        variance = torch.zeros_like(n)
+        for away, offset_px in ((dy, self.beside_px[0]), (dx, self.beside_px[1])):
+            at = away + offset_px
+            at = (at - (at @ self.own).mean(1, keepdim=True)) * inside  # small numbers have exact squares
+            mean = (at @ self.next_to) / n
+            variance = variance + ((at * at) @ self.next_to) / n - mean * mean
+        log_score: Tensor = self.alpha * F.logsigmoid(rho @ self.own) - self.beta * torch.log1p(variance.clamp(min=0))
         return torch.exp(log_score)
 
+    def _cells(self, blocks: Tensor, rows: Tensor, columns: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the values of the cells in rows (N, R) and columns (N, C) of the grid, and 1 for those that exist.
+
+        Of each of 3 + V values (N, R * C); outside of the grid those of cells at its edge.
+        """
+        _, h, w = blocks.shape
+        split, n_values = self.split, blocks.shape[0] // self.split**2
+        rows_inside, columns_inside = rows.clamp(0, h * split - 1), columns.clamp(0, w * split - 1)
+        inside = (rows == rows_inside).float()[:, :, None] * (columns == columns_inside).float()[:, None]
+        in_row, in_column = rows_inside, columns_inside
+        if split > 1:  # the grid lies in memory as (split, split, 3 + V, h, w)
+            block_row, block_column = (torch.div(each, split, rounding_mode="trunc") for each in (in_row, in_column))
+            in_row = (in_row - block_row * split) * (split * n_values * h) + block_row
+            in_column = (in_column - block_column * split) * (n_values * h * w) + block_column
+        place = (in_row[:, :, None] * w + in_column[:, None]).flatten(1)
+        place = place + (torch.arange(n_values) * (h * w))[:, None, None]  # (3 + V, N, R * C)
+        n_cells = rows.shape[1] * columns.shape[1]
+        return taken(blocks.flatten(), place).reshape(n_values, -1, n_cells).unbind(), inside.flatten(1)
+
     def _local_average(
-        self, cells: Tensor, kind: Tensor, row: Tensor, column: Tensor, h: int, w: int
+        self, blocks: Tensor, row: Tensor, column: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Weighted average and variance, axes summed, of the predictions around each peak, in pixels of the grid.
 
@@ -147,9 +177,8 @@ class PeakGraph(nn.Module):
         values : list of (N,)
             Of the channels after the third.
         """
-        near, inside = self.about(cells, kind, row, column, h, w)
-        dy, dx, rho, *values = near.unbind(-1)
-        dy, dx = dy + self.about.y_px, dx + self.about.x_px
+        (dy, dx, rho, *values), inside = self._cells(blocks, row[:, None] + self.about, column[:, None] + self.about)
+        dy, dx = dy + self.about_px[0], dx + self.about_px[1]
         say = weight = ((torch.sigmoid(rho) * inside) @ self.averaging + self.faintest) * inside
         first = weight * self.core
         away_y, away_x = dy - weighted_mean(dy, first), dx - weighted_mean(dx, first)
@@ -159,71 +188,27 @@ class PeakGraph(nn.Module):
         away_y, away_x = dy - mean_y, dx - mean_x
         variance = weighted_mean(away_y * away_y + away_x * away_x, say)
         half_cell_px = (self.stride_px - 1) / 2
-        y = self.stride_px * self._cell_row(kind, row) + half_cell_px + mean_y[:, 0]
-        x = self.stride_px * self._cell_column(kind, column) + half_cell_px + mean_x[:, 0]
+        y = self.stride_px * row + half_cell_px + mean_y[:, 0]
+        x = self.stride_px * column + half_cell_px + mean_x[:, 0]
         return y, x, variance[:, 0], [weighted_mean(value, weight)[:, 0] for value in values]
 
     def _is_best_near(self, size: tuple[int, int], y: Tensor, x: Tensor, peak_score: Tensor) -> Tensor:
         """Of peaks that point to the same place keep the best, of equals the first, (N,) bool."""
         row = torch.round(y / self.stride_px).to(torch.int64).clamp(0, size[0] - 1)
         column = torch.round(x / self.stride_px).to(torch.int64).clamp(0, size[1] - 1)
-        place = row * size[1] + column
-
-        def highest_near(values: Tensor) -> Tensor:
-            on_grid = torch.zeros(size[0] * size[1]).scatter_reduce(0, place, values, "amax")
-            return _highest_around(on_grid, size, self.merge_cells).index_select(0, place)
-
-        best = peak_score >= highest_near(peak_score)
-        turn = torch.where(best, place.numel() - torch.arange(place.numel()), 0).to(torch.float32)
-        return best & (turn >= highest_near(turn))
-
-
-class _Surroundings(nn.Module):
-    """Looks up the cells within reach of some cells."""
-
-    def __init__(self, reach_cells: int, split: int, stride_px: int) -> None:
-        super().__init__()
-        self.split = split
-        kind = torch.arange(split**2)
-        steps = _steps(reach_cells)
-        in_block = torch.stack([kind // split, kind % split], -1)[:, None] + steps  # (split^2, K, 2)
-        block = torch.div(in_block, split, rounding_mode="floor")
-        # of each kind of cell: steps to the blocks of its neighbours, (split^2, K), and their own kinds
-        self.register_buffer("block_row", block[..., 0].clone())
-        self.register_buffer("block_column", block[..., 1].clone())
-        self.register_buffer("kind", ((in_block - block * split) * torch.tensor([split, 1])).sum(-1))
-        self.register_buffer("y_px", (stride_px * steps[:, 0]).float())
-        self.register_buffer("x_px", (stride_px * steps[:, 1]).float())
-
-    block_row: Tensor
-    block_column: Tensor
-    kind: Tensor
-    y_px: Tensor
-    x_px: Tensor
-
-    def forward(
-        self, cells: Tensor, kind: Tensor, row: Tensor, column: Tensor, h: int, w: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return the values of the cells around each of N, (N, K, 3 + V), and 1 for those in the grid, (N, K)."""
-        rows = row[:, None] + self.block_row.index_select(0, kind)
-        columns = column[:, None] + self.block_column.index_select(0, kind)
-        rows_inside, columns_inside = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
-        inside = (rows == rows_inside) & (columns == columns_inside)
-        place = (rows_inside * w + columns_inside) * self.split**2 + self.kind.index_select(0, kind)
-        # embedding becomes one Gather; fancy indexing becomes a Reshape, which ONNX forbids for no peaks at all
-        return F.embedding(place, cells), inside.to(cells.dtype)
+        order = torch.sort(peak_score, descending=True).indices
+        turn = torch.zeros_like(peak_score).scatter(0, order, torch.arange(order.numel(), 0, -1).to(torch.float32))
+        on_grid = torch.zeros(size[0] * size[1]).scatter_reduce(0, row * size[1] + column, turn, "amax")
+        # few peaks with a few cells each: a fraction of the time of looking at the whole grid
+        near = torch.arange(-self.merge_cells, self.merge_cells + 1)
+        rows, columns = (row[:, None] + near).clamp(0, size[0] - 1), (column[:, None] + near).clamp(0, size[1] - 1)
+        place = (rows[:, :, None] * size[1] + columns[:, None]).flatten(1)
+        return turn >= taken(on_grid, place).amax(1)
 
 
-def _highest_around(on_grid: Tensor, size: tuple[int, int], reach_cells: int) -> Tensor:
-    """Highest value within reach of every cell, flat as `on_grid`."""
-    window = 2 * reach_cells + 1
-    return F.max_pool2d(on_grid.reshape(1, 1, *size), window, 1, reach_cells).flatten()
-
-
-def _steps(reach_cells: int) -> Tensor:
-    """Return the steps to all cells within reach, row after row, (K, 2)."""
-    reach = torch.arange(-reach_cells, reach_cells + 1)
-    return torch.cartesian_prod(reach, reach)
+def taken(values: Tensor, place: Tensor) -> Tensor:
+    """Look up many single values, of the shape of `place`; ONNX Runtime's Gather takes four times as long."""
+    return values.gather(0, place.flatten()).reshape(place.shape)
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:

@@ -58,13 +58,14 @@ def test_a_round_particle_is_the_sampled_one_at_every_shift():
     particle = spot(2.5, 2.5)
     fit = fit_of(particle, has_angle=False)
     y, x = (torch.linspace(-1.9, 1.9, 9)[:, None] for _ in range(2))
-    at = _Estimate(y, x.flip(0), *[torch.ones_like(y)] * 7)
-    image, jacobian, _ = fit._model(at, torch.ones_like(y), torch.ones(9, 1, 1, 1, 1))
-    shifts = torch.cat([at.y, at.x], 1)
-    expected = sample(with_gradients(particle), torch.eye(2).expand(9, 2, 2), -shifts, fit.size).flatten(2)
+    shifts = torch.cat([y, x.flip(0)], 1)
+    image, jacobian = fit._model(_Estimate(shifts, *[torch.ones_like(y)] * 6), torch.ones_like(y), torch.zeros_like(y))
+    size = len(fit.edge)
+    expected = sample(with_gradients(particle), torch.eye(2).expand(9, 2, 2), -shifts, size)
+    expected = expected[:, :, fit.grid_y.long() + size // 2, fit.grid_x.long() + size // 2]
     np.testing.assert_allclose(image, expected[:, 0], atol=2e-3)
     np.testing.assert_allclose(jacobian[:, 2:], -expected[:, 1:], atol=5e-3)
-    np.testing.assert_array_equal(jacobian[:, 1], np.ones((9, fit.size**2)))
+    np.testing.assert_array_equal(jacobian[:, 1], np.ones((9, len(fit.grid_y))))
 
 
 def test_brightness_and_background_do_not_move_the_position():
@@ -124,3 +125,14 @@ def test_the_written_out_elimination_solves_like_lapack():
     solution, inverse = _solved(matrix, right, torch.eye(matrix.shape[-1]))
     np.testing.assert_allclose(solution, torch.linalg.solve(matrix, right)[..., 0], rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(inverse, torch.linalg.inv(matrix).diagonal(dim1=1, dim2=2), rtol=2e-3)
+
+
+def test_the_elimination_keeps_its_digits_however_large_the_pivots():
+    generator = torch.Generator().manual_seed(10)
+    root = torch.randn((50, 5, 200), generator=generator) * torch.tensor([300.0, 3000, 30, 300, 900])[None, :, None]
+    matrix, right = root @ root.mT, torch.randn((50, 5, 1), generator=generator)
+    solution, inverse = _solved(matrix, right, torch.eye(5))
+    exact = matrix.double() + 1e-6 * torch.diag_embed(matrix.double().diagonal(dim1=1, dim2=2))
+    away = (solution - torch.linalg.solve(exact, right.double())[..., 0]) / inverse.sqrt()
+    assert float(away.abs().max()) < 1e-4
+    np.testing.assert_allclose(inverse, torch.linalg.inv(exact).diagonal(dim1=1, dim2=2), rtol=1e-5)

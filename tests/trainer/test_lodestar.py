@@ -141,7 +141,7 @@ def test_the_variance_of_neighbouring_predictions_is_exact():
     expected = [[y[i : i + 3, j : j + 3].var() + x[i : i + 3, j : j + 3].var() for j in range(7)] for i in range(7)]
     rows, columns = torch.cartesian_prod(torch.arange(1, 8), torch.arange(1, 8)).T
     graph.alpha, graph.beta = 0.0, 1.0  # the score tells nothing but the variance
-    score = graph.score(grid.flatten(1).T, torch.zeros_like(rows), rows, columns, 9, 9)
+    score = graph.score(grid, rows, columns)
     np.testing.assert_allclose((1 / score - 1).reshape(7, 7).numpy(), expected, rtol=1e-4)
 
 
