@@ -310,7 +310,11 @@ def run_pipeline(
         )
         sinks = {"record": record, **sinks}
         moved.target = record.stage_moved
-    sinks = {"console": _ConsoleSink(console, board, pixel_size_um), **outputs, **sinks}  # the record is closed last
+    sinks = {
+        "console": _ConsoleSink(console, board, model, pixel_size_um),
+        **outputs,
+        **sinks,
+    }  # the record is closed last
     pipeline = Pipeline(source, analysis, linker, sinks, mode=arguments.mode, essential=frozenset({"record"}))
     stop.target = pipeline.stop
     board.follow(pipeline.status)
@@ -388,10 +392,12 @@ def _output_line(name: str, report: dict[str, Any]) -> str:
 class _ConsoleSink:
     """A line now and then: how the run is doing; and one when the sample looks otherwise than before."""
 
-    def __init__(self, console: Console, status: Callable[[], Status], pixel_size_um: float | None) -> None:
+    def __init__(
+        self, console: Console, status: Callable[[], Status], model: LoadedModel, pixel_size_um: float | None
+    ) -> None:
         self._console = console
         self._status = status
-        self._emitters = RecentEmitters(pixel_size_um=pixel_size_um)
+        self._emitters = RecentEmitters(pixel_size_um=pixel_size_um) if model.card.method == "shot" else None
         self._drift = ALIKE
 
     def write(self, analysed: Analysed) -> None:
@@ -406,7 +412,8 @@ class _ConsoleSink:
                 sentence=drift.sentence,
             )
         self._drift = drift
-        self._emitters.add(analysed.frame, analysed.tracks.detections)
+        if self._emitters is not None:
+            self._emitters.add(analysed.frame, analysed.tracks.detections)
         self._tick()
 
     def skip(self, _missed: object) -> None:
@@ -423,7 +430,7 @@ class _ConsoleSink:
             return
         now = self._status()
         facts = {name: getattr(now, name) for name in now.__slots__}
-        emitters = self._emitters.mean
+        emitters = None if self._emitters is None else self._emitters.mean
         if emitters is not None:
             facts |= emitter_values(emitters)
         self._console.tick(lambda: status_line(now, emitters), event="progress", **facts)
