@@ -58,7 +58,7 @@ def look(graph: LodestarGraph, image: NDArray[np.float32]) -> dict[str, float]:
     """Return every measure of `VARIANCES`, px^2, and the best score of one image."""
     pixels = torch.from_numpy(image)
     grid = graph.network(graph.pooled(pixels - graph.offset)[None, None])[0].to(torch.float64)
-    positions = cell_positions(grid[None], graph.stride_px)[0] * graph.pooling
+    positions = cell_positions(grid[None])[0] * graph.pooling
     averaged = averaged_weights(grid[2:], graph.averaged_cells)[0]
     _, _, score, _, _, local = graph(pixels, torch.tensor(0.0))
     best = {"local": float(local[score.argmax()]), "score": float(score.max())} if len(score) else NOTHING_FOUND

@@ -36,7 +36,7 @@ from oneframe.trainer.crops import (
 )
 from oneframe.trainer.likelihood import Likeness, best_located, bound_px
 from oneframe.trainer.lodestar_graph import LodestarGraph
-from oneframe.trainer.lodestar_network import LodestarNetwork, LodestarSettings, consensus, lodestar_loss, stride_for
+from oneframe.trainer.lodestar_network import STRIDE_PX, LodestarNetwork, LodestarSettings, consensus, lodestar_loss
 from oneframe.trainer.loop import ConvergenceError, LoopSettings, Progress, fit, one_thread
 from oneframe.trainer.peaks import Threshold, choose_threshold
 from oneframe.trainer.quality import advice, on_views, repeatability
@@ -61,8 +61,6 @@ class Lesson:
     view: ViewSettings
     frame_noise: float
     """Standard deviation of the frame's own noise, in units of the particle's contrast."""
-    stride_px: int
-    """Edge of a cell."""
     reach_cells: int
     """Distance from the peak of the weights within which cells have a say."""
     particles: Sequence[Symmetrised]
@@ -106,7 +104,7 @@ def measure(network: LodestarNetwork, lesson: Lesson, settings: LodestarSettings
     for fine in lesson.fine:
         views = random_views(fine, calm, lesson.frame_noise, generator)
         grid = network(views.images)
-        position, _ = consensus(grid, lesson.reach_cells, settings.averaged_cells, stride_px=network.stride_px)
+        position, _ = consensus(grid, lesson.reach_cells, settings.averaged_cells)
         in_source = views.to_source(position)
         centres.append(in_source.mean(0))
         errors.append(in_source - centres[-1])
@@ -205,7 +203,7 @@ def train_lodestar(
         },
         settings={
             **asdict(settings), "seed": seed, "view_px": view.view_px, "pooling": pooling,
-            "stride_px": lesson.stride_px, "attempts": attempt,
+            "stride_px": STRIDE_PX, "attempts": attempt,
         },
         quality={
             **_quality_card(graph, image, lesson, likeness, normalisation, chosen, warnings, seed=seed),
@@ -295,8 +293,7 @@ def _lesson_from(
     seen = [variety_on(image, *facts) for facts in zip(boxes, each, extents, strict=True)]
     size = settings.size or (min(v.size[0] for v in seen), max(v.size[1] for v in seen))
     gain = settings.gain or (min(v.gain[0] for v in seen), max(v.gain[1] for v in seen))
-    stride_px = stride_for(diameter, settings)
-    step_px = stride_px * (2 if settings.split_cells else 1)
+    step_px = STRIDE_PX * (2 if settings.split_cells else 1)
     view_px = int(max(40, step_px * math.ceil((diameter * max(1.0, size[1]) + 24) / step_px)))
     brightness = np.array([own.scale / normalisation.scale for own in each])
     view = ViewSettings(
@@ -322,8 +319,7 @@ def _lesson_from(
         fine=torch.stack([refined(particle) for particle in particles]),
         view=view,
         frame_noise=normalisation.noise / pooling,
-        stride_px=stride_px,
-        reach_cells=min(7, max(2, math.ceil((diameter / 2 + 2) / stride_px))),
+        reach_cells=min(7, max(2, math.ceil((diameter / 2 + 2) / STRIDE_PX))),
         particles=shapes,
         noise=PixelNoise(*np.median([astuple(noise) for noise in noises], axis=0).tolist()),
     )
@@ -382,7 +378,7 @@ def _train_once(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = LodestarNetwork(1, settings, lesson.stride_px)
+        network = LodestarNetwork(1, settings)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss_of_step(step: int) -> Tensor:
@@ -395,7 +391,7 @@ def _train_once(
         fine = lesson.fine[int(torch.randint(len(lesson.fine), (), generator=generator))]
         views = random_views(fine, lesson.view, lesson.frame_noise, generator)
         grid = network(views.images.to(memory_format=torch.channels_last))
-        return lodestar_loss(grid, views, settings, reach, generator, stride_px=lesson.stride_px)
+        return lodestar_loss(grid, views, settings, reach, generator)
 
     loop = LoopSettings(
         settings.n_steps,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from oneframe.trainer.crops import Normalisation
 from oneframe.trainer.likelihood import LikelihoodFit, Likeness
-from oneframe.trainer.lodestar_network import LodestarNetwork, LodestarSettings
+from oneframe.trainer.lodestar_network import STRIDE_PX, LodestarNetwork, LodestarSettings
 from oneframe.trainer.peaks import PeakGraph
 
 
@@ -33,9 +33,9 @@ class LodestarGraph(PeakGraph):
         sigma_px: float,
         likeness: Likeness | None,
     ) -> None:
-        cells = diameter_px / (network.stride_px * pooling)
+        cells = diameter_px / (STRIDE_PX * pooling)
         super().__init__(
-            stride_px=network.stride_px,
+            stride_px=STRIDE_PX,
             reach_cells=reach_cells,
             averaged_cells=settings.averaged_cells,
             peak_cells=max(1, round(0.25 * cells)),

@@ -14,11 +14,8 @@ from torch import Tensor, nn
 
 from oneframe.trainer.crops import Views
 
-FINE_PX, COARSE_PX = 2, 4
-"""Edges that a cell of the prediction grid can have, in (pooled) pixels."""
-COARSE_FROM_PX = 16.0
-"""From this diameter on, (pooled) pixels, cells are `COARSE_PX` wide: four of them still lie between the middles of two
-particles that touch. With fewer than three, one in twenty of such pairs was seen as one."""
+STRIDE_PX = 2
+"""Edge of a cell of the prediction grid, (pooled) pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +31,14 @@ class LodestarSettings:
     border."""
     channels: int = 16
     """Width of the network."""
-    stride_px: int | None = None
-    """Edge of a cell of the prediction grid, 2 or 4 pixels (pooled ones); None: from the size of the particle."""
     split_cells: bool = True
     """Convolve over blocks of 2 x 2 cells, and give each of the four its own prediction at the end: a sixth of the
     cost. Differs from the paper."""
     n_convolutions: int | None = None
     """Convolutions before the last, the stem counted as one; None: 5 with `split_cells`, 8 without: both see 34 to 40
-    px of cells of 2 px."""
+    px."""
     paper_network: bool = False
-    """Three full-resolution layers and pooling in place of the stem; cells of 2 px."""
+    """Three full-resolution layers and pooling in place of the stem."""
     training_scale: int | None = None
     """Pixels that are averaged along each axis before anything else; None: from the size of the particle."""
     gain: tuple[float, float] | None = None
@@ -86,7 +81,6 @@ PRESETS = {
         n_views=8,
         n_cut=0,
         paper_network=True,
-        stride_px=FINE_PX,
         split_cells=False,
         channels=32,
         gain=(1.0, 1.0),
@@ -105,35 +99,26 @@ PRESETS = {
 """Named settings; `paper`: network, loss and schedule of the paper and its public code (5000 steps of 8 views)."""
 
 
-def stride_for(diameter_px: float, settings: LodestarSettings) -> int:
-    """Return the edge of a cell for particles of this diameter, both in (pooled) pixels."""
-    return settings.stride_px or (COARSE_PX if diameter_px >= COARSE_FROM_PX else FINE_PX)
-
-
 class LodestarNetwork(nn.Module):
-    """Predicts from an image (B, C, H, W) a grid of (dy, dx, rho), shape (B, 3, H/s, W/s), s the edge of a cell.
+    """Predicts from an image (B, C, H, W) a grid of (dy, dx, rho), shape (B, 3, H / 2, W / 2).
 
     Differs from the paper, unless `paper_network`: a strided convolution in place of full-resolution layers and
-    pooling, over cells or, with `split_cells`, blocks of four. Cells of 4 px are those of an image averaged in pairs.
+    pooling, over cells or, with `split_cells`, blocks of four.
     """
 
-    def __init__(self, n_channels: int, settings: LodestarSettings, stride_px: int = FINE_PX) -> None:
+    def __init__(self, n_channels: int, settings: LodestarSettings) -> None:
         super().__init__()
-        self.stride_px = stride_px
         width = settings.channels
         self.split = 2 if settings.split_cells else 1
-        self.averaged: nn.Module = nn.Identity()
         self.margin_px = 0
         n_convolutions = settings.n_convolutions or (5 if settings.split_cells else 8)
         layers: list[nn.Module] = []
         if settings.paper_network:
             for n_inputs in (n_channels, width, width):
                 layers += [nn.Conv2d(n_inputs, width, 3, padding=1), nn.ReLU()]
-            layers += [nn.MaxPool2d(FINE_PX), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+            layers += [nn.MaxPool2d(STRIDE_PX), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
         else:
-            if stride_px > FINE_PX:
-                self.averaged = nn.AvgPool2d(stride_px // FINE_PX, ceil_mode=True)
-            step = FINE_PX * self.split
+            step = STRIDE_PX * self.split
             self.margin_px = step - 1
             layers += [nn.Conv2d(n_channels, width, step + 4, stride=step), nn.ReLU()]
         for _ in range(n_convolutions - 1):
@@ -143,11 +128,10 @@ class LodestarNetwork(nn.Module):
 
     def blocks(self, image: Tensor) -> Tensor:
         """Return the grid as `PeakGraph` takes it: (B, 3 split^2, h, w), the cells of a block row after row."""
-        pixels = self.averaged(image)
         if self.margin_px:
             # as many cells as cover all pixels
-            pixels = F.pad(pixels, (2, 2 + self.margin_px, 2, 2 + self.margin_px))
-        grid: Tensor = self.head(self.body(pixels))
+            image = F.pad(image, (2, 2 + self.margin_px, 2, 2 + self.margin_px))
+        grid: Tensor = self.head(self.body(image))
         return grid
 
     def forward(self, image: Tensor) -> Tensor:
@@ -173,11 +157,11 @@ class LodestarNetwork(nn.Module):
             self.head.bias[2::3] += step
 
 
-def cell_positions(grid: Tensor, stride_px: int) -> Tensor:
+def cell_positions(grid: Tensor) -> Tensor:
     """Return the position that each cell predicts, (B, 2, h, w), px relative to the centre of the view."""
     h, w = grid.shape[-2:]
-    y = (torch.arange(h, device=grid.device) - (h - 1) / 2) * stride_px
-    x = (torch.arange(w, device=grid.device) - (w - 1) / 2) * stride_px
+    y = (torch.arange(h, device=grid.device) - (h - 1) / 2) * STRIDE_PX
+    x = (torch.arange(w, device=grid.device) - (w - 1) / 2) * STRIDE_PX
     return grid[:, :2] + torch.stack(torch.meshgrid(y, x, indexing="ij"))
 
 
@@ -186,9 +170,7 @@ def averaged_weights(rho: Tensor, n_cells: int) -> Tensor:
     return F.avg_pool2d(torch.sigmoid(rho)[:, None], n_cells, 1, n_cells // 2)[:, 0]
 
 
-def consensus(
-    grid: Tensor, reach_cells: int, n_cells: int, *, stride_px: int, keep: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def consensus(grid: Tensor, reach_cells: int, n_cells: int, *, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Average each view's predictions with their weights, near the peak of the weights.
 
     The weighted average of the paper, taken only within `reach_cells` of the peak, as the deployed graph does.
@@ -199,8 +181,6 @@ def consensus(
     reach_cells : int
     n_cells : int
         As in `averaged_weights`.
-    stride_px : int
-        Edge of a cell.
     keep : (B, h, w) of 0 and 1, optional
         Weights that are not left out by dropout.
 
@@ -218,7 +198,7 @@ def consensus(
     near = near_row & ((column - (peak % w)[:, None, None]).abs() <= reach_cells)
     weight = weight * near if keep is None else weight * near * keep
     share = (weight + 1e-6 * near) / (weight + 1e-6 * near).sum((1, 2), keepdim=True)
-    predicted = cell_positions(grid, stride_px)
+    predicted = cell_positions(grid)
     position = (predicted * share[:, None]).sum((2, 3))
     spread = ((predicted - position[:, :, None, None]).abs().sum(1) * share).sum((1, 2))
     return position, spread
@@ -230,8 +210,6 @@ def lodestar_loss(
     settings: LodestarSettings,
     reach_cells: int,
     generator: torch.Generator,
-    *,
-    stride_px: int,
 ) -> Tensor:
     """Return the training loss: all views agree (equivariance), all cells of a view agree (internal consistency).
 
@@ -240,7 +218,7 @@ def lodestar_loss(
     The paper, Methods, "Training": the between and the within loss.
     """
     keep = (torch.rand(grid[:, 2].shape, generator=generator) >= settings.dropout).to(grid.dtype)
-    position, spread = consensus(grid, reach_cells, settings.averaged_cells, stride_px=stride_px, keep=keep)
+    position, spread = consensus(grid, reach_cells, settings.averaged_cells, keep=keep)
     in_source = views.to_source(position)
     agreed = in_source[: views.n_whole].mean(0)
     whole = (in_source[: views.n_whole] - agreed).abs().sum()

@@ -117,7 +117,7 @@ def test_consensus_is_the_weighted_mean_near_the_peak():
     grid[:, 2] = -20
     grid[0, 2, 2, 3] = grid[0, 2, 2, 4] = 5
     grid[0, 0, 2, 3] = 0.5
-    position, spread = consensus(grid, 2, 1, stride_px=2)
+    position, spread = consensus(grid, 2, 1)
     # cells (2, 3) and (2, 4) stand at y = (2 - 3.5) * 2, x = (3 - 3.5) * 2 and (4 - 3.5) * 2
     np.testing.assert_allclose(position.numpy(), [[-3 + 0.25, 0.0]], atol=1e-3)
     assert spread.item() == pytest.approx(1 + 0.25, abs=1e-3)
@@ -145,13 +145,12 @@ def test_the_variance_of_neighbouring_predictions_is_exact():
     np.testing.assert_allclose((1 / score - 1).reshape(7, 7).numpy(), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("stride_px", [2, 4])
-def test_blocks_of_cells_are_the_grid_in_another_order(stride_px):
+def test_blocks_of_cells_are_the_grid_in_another_order():
     torch.manual_seed(3)
     settings = LodestarSettings(channels=8, alpha=0.5)
-    network = LodestarNetwork(1, settings, stride_px)
+    network = LodestarNetwork(1, settings)
     network.head.weight.data *= 20
-    kind = {"pooling": 1, "reach_cells": 3, "diameter_px": 4.0 * stride_px, "sigma_px": 0.1, "likeness": None}
+    kind = {"pooling": 1, "reach_cells": 3, "diameter_px": 8.0, "sigma_px": 0.1, "likeness": None}
     graph = LodestarGraph(network, Normalisation(0, 1, 0.1), settings, **kind)
     network.split = 1
     plain = LodestarGraph(network, Normalisation(0, 1, 0.1), settings, **kind)
