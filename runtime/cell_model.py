@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from oneframe.runtime.cell_cleanup import grow, size_filter
 from oneframe.runtime.cell_table import cell_means, cell_table, scored_table
 from oneframe.runtime.detections import Detections
-from oneframe.runtime.model import OnnxModel
+from oneframe.runtime.model import NothingImagedError, OnnxModel
 from oneframe.runtime.paper_cells import paper_cells
 from oneframe.runtime.star_polygons import star_labels
 from oneframe.runtime.tiles import Tiling, tiled_maps
@@ -128,16 +128,21 @@ class CellModel(WrappedModel):
         Detections
             One row per cell, `labels` with row i - 1 as label i. `score` is the mean probability of its pixels, of
             stars that of its middle, by mean shift how steady their offsets are. `notes` say why there are none where
-            the foreground is not seen.
+            the foreground is not seen, or all pixels are equal.
 
         Raises
         ------
         ValueError
-            If the image does not fit the model, or nothing was imaged.
+            If the image does not fit the model.
         """
+        try:
+            pixels = self._network.as_input(image)
+        except NothingImagedError as nothing:
+            flat = image.reshape(image.shape[-2:])
+            found = cell_table(np.zeros(flat.shape, np.int32), flat, np.zeros(0, np.float32))
+            return replace(found, notes=(str(nothing),))
         if self.separation.by == "mean-shift":
-            return paper_cells(self._network.run_maps, self._network.as_input(image), self.separation, self.threshold)
-        pixels = self._network.as_input(image)
+            return paper_cells(self._network.run_maps, pixels, self.separation, self.threshold)
         return cells_of(self._maps(pixels), pixels, self.separation)
 
     def _maps(self, pixels: NDArray[Any]) -> dict[str, Map]:

@@ -111,20 +111,26 @@ class OnnxModel:
         return _converted(image, np.dtype(card.input_dtype))
 
 
+class NothingImagedError(ValueError):
+    """All pixels of an image are equal."""
+
+
 def check_pixels(image: NDArray[Any]) -> None:
     """Refuse an image that shows nothing or holds values that are no light; quick where it is fine.
 
     Raises
     ------
+    NothingImagedError
+        If all pixels are equal.
     ValueError
-        If a pixel is NaN or infinite, or all are equal.
+        If a pixel is NaN or infinite.
     """
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         n_bad = int(image.size - np.isfinite(image).sum())
         raise ValueError(f"expected finite pixels, got {n_bad} that are NaN or infinite; mend the image first")
     first = image.flat[0]
     if (image[..., ::16, ::16] == first).all() and (image == first).all():
-        raise ValueError(f"expected an image, got the constant value {first}; is the shutter open?")
+        raise NothingImagedError(f"expected an image, got the constant value {first}; is the shutter open?")
 
 
 def _converted(image: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -121,6 +121,7 @@ class Pipeline:
         self._stop_reason = ""
         self._source_end: tuple[str, bool] | None = None
         self._camera: dict[str, str] = {}  # what is watched for changes
+        self._told: tuple[str, ...] = ()  # notes of the last frame
         self._clock_s: float | None = None  # wall clock minus monotonic clock
 
     def run(self, *, n_frames: int | None = None, seconds: float | None = None) -> Ended:
@@ -204,7 +205,9 @@ class Pipeline:
         age_s = time.time() - frame.time_s if self._live else time.monotonic() - arrival.arrived_s
         self._books.analysed(age_s, len(tracks))
         for text in detections.notes:
-            self._note(frame, text)
+            if text not in self._told:  # once, not in each of the frames it is true of
+                self._note(frame, text)
+        self._told = detections.notes
         drift = None if self._watch is None else self._watch.add(tracks)
         analysed = Analysed(frame, tracks, age_s, found.inference_s, drift)
         for sink in self._sinks.values():

@@ -15,6 +15,7 @@ import tifffile
 
 from oneframe.acquisition import open_source
 from oneframe.app.main import main
+from oneframe.runtime import load_model
 from oneframe.runtime.record import read_run
 from oneframe.runtime.segmentation_score import SegmentationScore
 
@@ -53,6 +54,17 @@ def test_a_snapped_frame_becomes_a_model(capsys, tmp_path):
     assert main(["detect", model, snap, "-o", table, "--overlay", str(overlay)]) == 0
     assert "area_px,mean_intensity" in Path(table).read_text(encoding="utf-8")
     assert cv2.imread(str(overlay)).shape[0] >= 128
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_there_is_nothing_there_are_no_cells(cell_lab):
+    model, rng = load_model(cell_lab.path), np.random.default_rng(5)
+    white = np.full((160, 192), 65535, np.uint16)
+    for frame in (np.zeros_like(white), white, rng.poisson(130.0, white.shape).astype(np.uint16)):
+        found = model.detect(frame)
+        assert len(found) == 0
+        assert not found.labels.any()
+        assert any("is the shutter open" in note for note in found.notes) == (frame.min() == frame.max())
 
 
 def test_options_of_cells_belong_to_cells(capsys, tmp_path):

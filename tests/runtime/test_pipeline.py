@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -114,6 +115,19 @@ def test_a_full_queue_of_a_live_source_skips_the_new_frame():
     assert account.skipped >= 6
     assert [a.frame.index for a in notes.written][:3] == [0, 1, 2] or notes.written[0].frame.index == 0
     assert account.reasons == {"the queue for the model was full": account.skipped}
+
+
+def test_what_a_model_says_of_one_frame_after_the_other_is_noted_once():
+    @dataclass
+    class Dark(Finder):
+        def detect(self, image):
+            dark = len(self.seen) != 5
+            self.seen.append(0)
+            return replace(super().detect(image), notes=("it is dark",) if dark else ())
+
+    run, notes = pipeline([*map(frame, range(9)), EndOfStream("over")], live=False, model=Dark())
+    run.run()
+    assert [(noted.index, noted.text) for noted in notes.noted] == [(0, "it is dark"), (6, "it is dark")]
 
 
 def test_a_stuck_sink_never_blocks_the_others():
