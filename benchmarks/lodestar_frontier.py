@@ -34,9 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "32 channels": {"channels": 32},
     "3 convolutions": {"n_convolutions": 3},
     "no fit": {"fit": False},
-    "32 channels, no fit": {"channels": 32, "fit": False},
     "cells one by one": {"split_cells": False},
-    "cells one by one, no fit": {"split_cells": False, "fit": False},
 }
 """Settings that differ from the default's. Cells one by one: the network before decision 16."""
 TILES = 16
