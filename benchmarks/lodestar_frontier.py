@@ -4,9 +4,11 @@ Run: python benchmarks/lodestar_frontier.py --held-out-seed 2026 --models FOLDER
      python benchmarks/lodestar_frontier.py --results frontier.json --picture docs/images/lodestar-frontier.png
 
 Trains `VARIANTS` of the default on the single images of `lodestar_shapes.py` and reads its held-out images, seven SNRs
-a shape. Then every model sees a 1024 x 1024 frame of 256 particles of its shape, tiled from held-out images of SNR 10;
-the variants take turns, and a time counts over that of the default of the same shape and seed. Models are kept in
-`--models`, not trained again: train beside other work, and measure the times when there is none.
+a shape. As the fit hides what the network errs by, each model also looks at the four other shapes: other images are
+told apart if variance and score are less likely than those of 95 % of images of its own shape (SNR 10, `N_APART`
+images a shape). Then every model sees a 1024 x 1024 frame of 256 particles of its shape, tiled from held-out images of
+SNR 10; the variants take turns, and a time counts over that of the default of the same shape and seed. Models are kept
+in `--models`, not trained again: train beside other work, and measure the times when there is none.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import lodestar_shapes
+import lodestar_table1
 import numpy as np
 import shapes
 from numpy.typing import NDArray
@@ -39,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Settings that differ from the default's. Cells one by one: the network before decision 16."""
 TILES = 16
 SNR = 10
+N_APART = 40
 
 
 def train_all(chosen: argparse.Namespace, cache: Path) -> dict[str, Any]:
@@ -67,6 +71,42 @@ def train_all(chosen: argparse.Namespace, cache: Path) -> dict[str, Any]:
                 ratios[f"{name}, {shape}, {seed}"] = ratio
                 print(f"{name}, {shape}, {seed}: " + " ".join(f"{value:.2f}" for value in ratio), flush=True)
     return ratios
+
+
+def told_apart(chosen: argparse.Namespace, cache: Path) -> dict[str, float]:
+    """Return "variant, shape, seed" -> share of the images of other shapes that are told apart."""
+    images = {}
+    for shape in shapes.SHAPES:
+        for seed in (chosen.held_out_seed, lodestar_table1.FIT_SEED):
+            clean, _ = shapes.held_out(shape, N_APART, cache, seed=seed)
+            images[shape, seed] = shapes.with_noise(clean, SNR, seed=seed)
+    shares = {}
+    for shape in chosen.shapes:
+        for seed in range(chosen.seeds):
+            for name in VARIANTS:
+                path = model_path(chosen.models, name, shape, seed)
+                if not path.exists():
+                    continue
+                model = load_model(path, threshold=0.0)
+                own = features_of(model, images[shape, lodestar_table1.FIT_SEED])
+                likely = own.mean(0), np.cov(own.T) + 1e-4 * np.eye(2)
+                least = np.quantile(lodestar_table1.log_likelihood(own, *likely), 0.05)
+                others = [features_of(model, images[other, chosen.held_out_seed])
+                          for other in shapes.SHAPES if other != shape]  # fmt: skip
+                found = lodestar_table1.log_likelihood(np.concatenate(others), *likely)
+                shares[f"{name}, {shape}, {seed}"] = float((found < least).mean())
+    return shares
+
+
+def features_of(model: Any, images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return `lodestar_table1.features` of the best detection of each image."""
+    seen = []
+    for image in images:
+        found = model.detect(image)
+        best = int(found.score.argmax()) if len(found) else None
+        nothing = lodestar_table1.NOTHING_FOUND
+        seen.append(nothing if best is None else {"local": found.variance_px2[best], "score": found.score[best]})
+    return lodestar_table1.features(seen)
 
 
 def model_path(folder: Path, name: str, shape: str, seed: int) -> Path:
@@ -104,12 +144,13 @@ def tiled(shape: str, chosen: argparse.Namespace, cache: Path) -> NDArray[np.uin
     return np.asarray(np.rint(rows * 1000), np.uint16)
 
 
-def summary(results: dict[str, Any]) -> dict[str, tuple[float, float, float, float]]:
-    """Return variant -> time, and the median, lowest and highest RMSE over the bound of its cells.
+def summary(results: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+    """Return variant -> time, then median, lowest and highest of RMSE over the bound, then those of what is told apart.
 
     A cell is one shape and SNR, its value the median of the seeds; a training that did not converge counts as infinite.
+    What is told apart is that of each shape and seed.
     """
-    rows: dict[str, tuple[float, float, float, float]] = {}
+    rows: dict[str, tuple[float, ...]] = {}
     for name in VARIANTS:
         found: dict[str, list[list[float]]] = {}
         for key, ratio in results["ratio"].items():
@@ -117,32 +158,41 @@ def summary(results: dict[str, Any]) -> dict[str, tuple[float, float, float, flo
             if variant == name:
                 found.setdefault(shape, []).append(ratio or [float("inf")] * len(shapes.SNRS))
         cells = np.concatenate([np.median(seeds, axis=0) for seeds in found.values()])
-        rows[name] = (float(np.median(results["time"][name])), *np.quantile(cells, (0.5, 0, 1)).tolist())
+        apart = [share for key, share in results["apart"].items() if key.rsplit(", ", 2)[0] == name]
+        spread = (*np.quantile(cells, (0.5, 0, 1)).tolist(), *np.quantile(apart, (0.5, 0, 1)).tolist())
+        rows[name] = (float(np.median(results["time"][name])), *spread)
     return rows
 
 
 def draw(path: Path, results: dict[str, Any]) -> None:
-    """Draw each variant as a point, and the range of its cells as a bar."""
+    """Draw each variant as a point, and the range of its cells as a bar: the error, and what is told apart."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panel = plt.subplots(figsize=(9, 5.6), layout="constrained")
-    for name, (cost, middle, lowest, highest) in summary(results).items():
-        color = "#0b5cad" if name == "default" else "#d1495b" if "no fit" in name else "#4a4a4a"
-        panel.plot([cost, cost], [lowest, highest], color=color, linewidth=2.2, alpha=0.45)
-        panel.plot(cost, middle, "o", color=color, markersize=7)
-        panel.annotate(name, (cost, highest), (0, 5), textcoords="offset points", ha="center", color=color, fontsize=10)
-    panel.axhline(1, color="black", linewidth=1)
-    panel.set(xscale="log", yscale="log", xlabel="time of a frame / the default's", ylabel="RMSE / Cramér-Rao bound")
-    panel.set_xticks([0.5, 0.7, 1, 1.5, 2, 3, 4], ["0.5", "0.7", "1", "1.5", "2", "3", "4"])
-    panel.set_yticks([1, 1.5, 2, 3, 5, 10], ["1", "1.5", "2", "3", "5", "10"])
-    panel.minorticks_off()
-    panel.grid(color="#e4e4e4", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.margins(x=0.12, y=0.1)
+    figure, panels = plt.subplots(2, figsize=(9, 8), layout="constrained", sharex=True)
+    for name, (cost, *spreads) in summary(results).items():
+        color = "#0b5cad" if name == "default" else "#4a4a4a"
+        for panel, (middle, lowest, highest) in zip(panels, (spreads[:3], spreads[3:]), strict=True):
+            panel.plot([cost, cost], [lowest, highest], color=color, linewidth=2.2, alpha=0.45)
+            panel.plot(cost, middle, "o", color=color, markersize=7)
+            label = {"xytext": (6, 4), "textcoords": "offset points", "color": color, "fontsize": 10}
+            panel.annotate(name, (cost, middle), **label)
+    panels[0].axhline(1, color="black", linewidth=1)
+    panels[0].set(yscale="log", ylabel="RMSE / Cramér-Rao bound")
+    panels[0].set_yticks([1, 1.5, 2, 3, 5], ["1", "1.5", "2", "3", "5"])
+    panels[1].set(ylabel="other shapes told apart", xlabel="time of a frame / the default's")
+    for panel in panels:
+        panel.set(xscale="log")
+        panel.minorticks_off()
+        panel.grid(color="#e4e4e4", linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.margins(x=0.12, y=0.12)
+    ticks = [0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4]
+    panels[1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -165,12 +215,22 @@ def main() -> None:
         for name in VARIANTS:
             model_path(chosen.models, name, "any", 0).parent.mkdir(parents=True, exist_ok=True)
         cache = Path(tempfile.gettempdir()) / "oneframe-shapes"
-        results = {"ratio": train_all(chosen, cache), "time": time_all(chosen, cache)}
+        results = {
+            "ratio": train_all(chosen, cache),
+            "apart": told_apart(chosen, cache),
+            "time": time_all(chosen, cache),
+        }
     if chosen.output:
         chosen.output.write_text(json.dumps(results, indent=1))
-    print(f"{'':<26} {'time':>6} {'RMSE / bound':>13} {'(range of cells)':>17}")
-    for name, (cost, middle, lowest, highest) in summary(results).items():
-        print(f"{name:<26} {cost:6.2f} {middle:13.2f} {lowest:9.2f} {highest:7.2f}")
+    print(f"{'':<20} {'time':>6}  {'RMSE / bound (cells)':<24} told apart (shapes and seeds)")
+    for name, (cost, *spreads) in summary(results).items():
+        print(
+            f"{name:<20} {cost:6.2f}  "
+            + "       ".join(
+                f"{middle:.2f} ({lowest:.2f} to {highest:.2f})"
+                for middle, lowest, highest in (spreads[:3], spreads[3:])
+            )
+        )
     if chosen.picture:
         draw(chosen.picture, results)
 
