@@ -171,7 +171,7 @@ def draw(path: Path, results: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(2, figsize=(9, 8), layout="constrained", sharex=True)
-    for index, (name, (cost, *spreads)) in enumerate(summary(results).items()):
+    for index, (name, (cost, *spreads)) in enumerate(sorted(summary(results).items(), key=lambda row: row[1])):
         color = "#0b5cad" if name == "default" else "#4a4a4a"
         for panel, (middle, lowest, highest) in zip(panels, (spreads[:3], spreads[3:]), strict=True):
             panel.plot([cost, cost], [lowest, highest], color=color, linewidth=2.2, alpha=0.45)
