@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,16 @@ class ModelFileError(Exception):
 class OnnxModel:
     """A model file, loaded and ready. Made by `load_model` or `load_graph`."""
 
-    def __init__(self, session: ort.InferenceSession, card: ModelCard, threshold: float | None) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        card: ModelCard,
+        threshold: float | None,
+        *,
+        on_one_thread: Callable[[], ort.InferenceSession] | None = None,
+    ) -> None:
         self._session = session
+        self._on_one_thread = on_one_thread
         self.engine: Any = session
         """What runs the graph: a `Session` of `runtime/backends.py`, ONNX Runtime in fp32 unless it is replaced."""
         self._card = card
@@ -71,14 +80,17 @@ class OnnxModel:
         return Detections(**self._outputs(pixels))
 
     def twins(self) -> list[OnnxModel]:
-        """Return models on the same session, one for each thread that it may use: what they find is the same bits.
+        """Return models that find the same bits, one for each thread that this one may use, each on one thread.
 
         None where another engine runs the graph: OpenVINO's takes one frame at a time, and its frames are counted.
         """
         if self.engine is not self._session:
             return []
         n_threads = self._session.get_session_options().intra_op_num_threads or os.cpu_count() or 1
-        return [OnnxModel(self._session, self._card, self.threshold) for _ in range(n_threads)]
+        if n_threads < 2 or self._on_one_thread is None:
+            return []
+        session = self._on_one_thread()
+        return [OnnxModel(session, self._card, self.threshold) for _ in range(n_threads)]
 
     def maps(self, image: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Return what a graph with `card.maps` tells of every pixel, float32; raises as `detect`."""
@@ -176,7 +188,8 @@ def load_graph(
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"expected a model file, found none at {path}; train one with: oneframe train")
-    session = open_session(path.read_bytes(), name=str(path), threads=threads)
+    file = path.read_bytes()
+    session = open_session(file, name=str(path), threads=threads)
     text = metadata(session).get(METADATA_KEY)
     if text is None:
         raise ModelFileError(
@@ -189,7 +202,7 @@ def load_graph(
     outputs = {output.name for output in session.get_outputs()}
     if not set(card.outputs) <= outputs:
         raise ModelFileError(f"{path} promises {card.outputs}, its graph gives {sorted(outputs)}; export it again")
-    return OnnxModel(session, card, threshold)
+    return OnnxModel(session, card, threshold, on_one_thread=lambda: open_session(file, name=str(path), threads=1))
 
 
 def open_session(model: bytes, *, name: str, threads: int | None = None) -> ort.InferenceSession:
