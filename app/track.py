@@ -310,11 +310,8 @@ def run_pipeline(
         )
         sinks = {"record": record, **sinks}
         moved.target = record.stage_moved
-    sinks = {
-        "console": _ConsoleSink(console, board, model, pixel_size_um),
-        **outputs,
-        **sinks,
-    }  # the record is closed last
+    lines = _ConsoleSink(console, board, model, pixel_size_um)
+    sinks = {"console": lines, **outputs, **sinks}  # the record is closed last
     pipeline = Pipeline(source, analysis, linker, sinks, mode=arguments.mode, essential=frozenset({"record"}))
     stop.target = pipeline.stop
     board.follow(pipeline.status)
@@ -397,7 +394,8 @@ class _ConsoleSink:
     ) -> None:
         self._console = console
         self._status = status
-        self._emitters = RecentEmitters(pixel_size_um=pixel_size_um) if model.card.method == "shot" else None
+        self._counts_emitters = model.card.method == "shot"
+        self._emitters = RecentEmitters(pixel_size_um=pixel_size_um)
         self._drift = ALIKE
 
     def write(self, analysed: Analysed) -> None:
@@ -412,7 +410,7 @@ class _ConsoleSink:
                 sentence=drift.sentence,
             )
         self._drift = drift
-        if self._emitters is not None:
+        if self._counts_emitters:
             self._emitters.add(analysed.frame, analysed.tracks.detections)
         self._tick()
 
@@ -430,7 +428,7 @@ class _ConsoleSink:
             return
         now = self._status()
         facts = {name: getattr(now, name) for name in now.__slots__}
-        emitters = None if self._emitters is None else self._emitters.mean
+        emitters = self._emitters.mean
         if emitters is not None:
             facts |= emitter_values(emitters)
         self._console.tick(lambda: status_line(now, emitters), event="progress", **facts)

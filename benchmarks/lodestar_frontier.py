@@ -89,7 +89,7 @@ def told_apart(chosen: argparse.Namespace, cache: Path) -> dict[str, float]:
                     continue
                 model = load_model(path, threshold=0.0)
                 own = features_of(model, images[shape, lodestar_table1.FIT_SEED])
-                likely = own.mean(0), np.cov(own.T) + 1e-4 * np.eye(2)
+                likely = lodestar_table1.gaussian_of(own)
                 least = np.quantile(lodestar_table1.log_likelihood(own, *likely), 0.05)
                 others = [features_of(model, images[other, chosen.held_out_seed])
                           for other in shapes.SHAPES if other != shape]  # fmt: skip

@@ -75,6 +75,11 @@ def features(seen: list[dict[str, float]]) -> NDArray[np.float64]:
     return np.log([(each["local"] + 1e-9, each["score"]) for each in seen])
 
 
+def gaussian_of(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and covariance of `features`."""
+    return points.mean(0), np.cov(points.T) + 1e-4 * np.eye(2)
+
+
 def log_likelihood(points: NDArray[np.float64], mean: NDArray[np.float64], covariance: Any) -> NDArray[np.float64]:
     """Return the Gaussian log-likelihood of points (N, 2), less a constant, (N,)."""
     away = points - mean
@@ -104,7 +109,7 @@ def measure(seed: int, chosen: argparse.Namespace, cache: Path) -> dict[str, Any
         whole = [Box(0, 0, shapes.SIZE, shapes.SIZE)]
         trained = train_lodestar(shapes.training_image(model, seed), whole, seed=seed, settings=PRESETS[chosen.preset])
         own = features([look(trained.graph, image) for image in images[model, FIT_SEED]])
-        mean, covariance = own.mean(0), np.cov(own.T) + 1e-4 * np.eye(2)
+        mean, covariance = gaussian_of(own)
         for shape in names:
             row = [look(trained.graph, image) for image in images[shape, chosen.held_out_seed]]
             seen[model, shape] = row

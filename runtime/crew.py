@@ -80,7 +80,9 @@ class Crew(Generic[Item]):
         too much memory: one frame at a time, on all processors, is right then.
         """
         n_frames = _WORKING_BYTES // (_BYTES_PER_PX * frame.height * frame.width)
-        models = model.twins()[:n_frames] if isinstance(model, SharesWork) else ()
+        if n_frames < 2 or not isinstance(model, SharesWork):
+            return None
+        models = model.twins()[:n_frames]
         return cls(models) if len(models) > 1 else None
 
     def __len__(self) -> int:

@@ -69,7 +69,7 @@ class Detections:
     field: NDArray[np.complex64] | None = None
     """(h, w), background 1 + 0i, in which the rows were found; only for holograms."""
     notes: tuple[str, ...] = ()
-    """What the model has to tell about this frame, each sentence once in a run."""
+    """What the model has to tell about this frame; a run notes what holds of frame after frame once."""
 
     @property
     def yx_px(self) -> NDArray[np.float64]:
