@@ -35,12 +35,11 @@ def _open(url: str, *, every: bool = False) -> Iterator[Any]:
 
 
 def _frame_after_now(source: Any) -> Any:
-    """First frame whose exposure began after this call."""
+    """First frame begun after this call: the one before it may have been in the making, for as long as that takes."""
     now_s = time.time()
-    while True:
-        frame = source.read(5.0)
-        if frame.time_s - frame.metadata["exposure_ms"] / 1e3 - 0.005 > now_s:
-            return frame
+    while source.read(5.0).time_s < now_s + 0.005:
+        pass
+    return source.read(5.0)
 
 
 def _assert_shifted(before: Any, after: Any) -> None:
