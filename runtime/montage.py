@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -88,6 +89,19 @@ class Plan:
     """Of the montage; it is as wide as the frame."""
 
 
+class Led(NamedTuple):
+    """Detections of a montage, led back to the frame: those that lie in a core."""
+
+    positions: Floats
+    """(K, 2) pixels of the frame."""
+    rows: NDArray[np.intp]
+    """(K,) which detections of the montage they are."""
+    region: NDArray[np.intp]
+    """(K,) where each was found."""
+    depth: Floats
+    """(K,) px to the nearest side of that core."""
+
+
 class Montage:
     """Cuts regions and a strip out of frames of one shape and leads what is found in them back.
 
@@ -117,9 +131,8 @@ class Montage:
         self._last = np.array([_last_origin(height, size), _last_origin(width, size)])
         self._last_column_px = int(self._last[1])
         self.n_columns = self._last_column_px // size.edge_px + 1
-        self._pixels = np.empty(shape, dtype)
+        self._sheets = np.empty((2, *shape), dtype)
         self._window = (size.edge_px, size.edge_px)
-        self._places = sliding_window_view(self._pixels, self._window, writeable=True)
         self._background = np.array(background).astype(dtype)
 
     def strips(self, n: int) -> list[Strip]:
@@ -198,10 +211,10 @@ class Montage:
         x = np.where(column_of == self.n_columns - 1, self._last_column_px, column_of * edge)
         return Plan(origins, np.stack([y, x], -1), row_of, column_of, strip, n_above * edge, height)
 
-    def cut(self, frame: NDArray[Any], plan: Plan) -> NDArray[Any]:
-        """Return the montage; it is written over by the next call."""
+    def cut(self, frame: NDArray[Any], plan: Plan, *, sheet: int = 0) -> NDArray[Any]:
+        """Return the montage; it is written over by the next call for the same sheet, 0 or 1."""
         size, strip = self.size, plan.strip
-        pixels = self._pixels[: plan.height]
+        pixels = self._sheets[sheet, : plan.height]
         pixels[:] = self._background
         pixels[plan.strip_place : plan.strip_place + strip.cut_end - strip.cut_first] = frame[
             strip.cut_first : strip.cut_end
@@ -209,30 +222,16 @@ class Montage:
         if not len(plan.origins):
             return pixels
         (from_y, from_x), (to_y, to_x) = plan.origins.T, plan.places.T
-        self._places[to_y, to_x] = sliding_window_view(frame, self._window)[from_y, from_x]
+        places = sliding_window_view(pixels, self._window, writeable=True)
+        places[to_y, to_x] = sliding_window_view(frame, self._window)[from_y, from_x]
         for i in np.flatnonzero((plan.origins == self._last).any(1)):  # the frame's last rows and columns
             end_y, end_x = np.where(plan.origins[i] == self._last, self.shape, plan.origins[i] + size.edge_px)
             region = frame[from_y[i] : end_y, from_x[i] : end_x]
             pixels[to_y[i] : to_y[i] + region.shape[0], to_x[i] : to_x[i] + region.shape[1]] = region
         return pixels
 
-    def back(self, plan: Plan, positions: Floats, *, same_px: float) -> tuple[Floats, NDArray[np.intp]]:
-        """Lead positions in the montage back to the frame.
-
-        Parameters
-        ----------
-        positions : (M, 2)
-            Pixels of the montage.
-        same_px : float
-            Detections of different regions that are nearer than this are the same: the one deeper in its core stays.
-
-        Returns
-        -------
-        positions : (K, 2)
-            Pixels of the frame.
-        kept : (K,)
-            Their rows in `positions`; the others lie in no core or are the same as one of these.
-        """
+    def back(self, plan: Plan, positions: Floats) -> Led:
+        """Lead positions (M, 2) in the montage back to the frame; see `each_object_once`."""
         strip, edge = plan.strip, self.size.edge_px
         strip_rows = strip.cut_end - strip.cut_first
         n_regions = len(plan.origins)
@@ -254,8 +253,30 @@ class Montage:
         in_frame = positions + moves[region]
         depth = np.minimum(in_frame + 0.5 - first[region], end[region] - 0.5 - in_frame).min(1)
         kept = np.flatnonzero((region >= 0) & (depth >= 0))
-        again = _found_again(in_frame[kept], region[kept], depth[kept], same_px)
-        return in_frame[kept][~again], kept[~again]
+        return Led(in_frame[kept], kept, region[kept], depth[kept])
+
+
+def each_object_once(parts: Sequence[Led], *, same_px: float) -> NDArray[np.bool_]:
+    """Return which of all detections of a frame's montages stay, (sum of K,).
+
+    Parameters
+    ----------
+    parts : sequence of Led
+    same_px : float
+        Detections of different regions that are nearer than this are the same: the one deeper in its core stays.
+    """
+    firsts = np.cumsum([0, *(1 + part.region.max(initial=0) for part in parts[:-1])])
+    region = np.concatenate([part.region + first for part, first in zip(parts, firsts, strict=True)])
+    positions, depth = (np.concatenate([getattr(part, name) for part in parts]) for name in ("positions", "depth"))
+    if len(positions) < 2:
+        return np.ones(len(positions), bool)
+    from scipy.spatial import cKDTree
+
+    i, j = cKDTree(positions).query_pairs(same_px, output_type="ndarray").T
+    loser = np.where(depth[i] >= depth[j], j, i)
+    stays = np.ones(len(positions), bool)
+    stays[loser[region[i] != region[j]]] = False
+    return stays
 
 
 def _last_origin(length: int, size: RegionSize) -> int:
@@ -291,16 +312,3 @@ def _slots(
         row_of[which], column_of[which] = in_rows[a], in_columns[b]
         free[in_rows[a], in_columns[b]] = False
     return row_of, column_of
-
-
-def _found_again(positions: Floats, region: NDArray[np.intp], depth: Floats, same_px: float) -> NDArray[np.bool_]:
-    """(M,) True for detections of which another region has a deeper one within `same_px`."""
-    again = np.zeros(len(positions), bool)
-    if len(positions) < 2:
-        return again
-    from scipy.spatial import cKDTree
-
-    i, j = cKDTree(positions).query_pairs(same_px, output_type="ndarray").T
-    loser = np.where(depth[i] >= depth[j], j, i)
-    again[loser[region[i] != region[j]]] = True
-    return again

@@ -9,8 +9,10 @@ neighbouring region in place of what is more than the margin away.
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from oneframe.runtime.card import ModelCard
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.link import FrameLinker
 from oneframe.runtime.model import OnnxModel
-from oneframe.runtime.montage import NO_STRIP, Montage, Plan, RegionSize, Strip
+from oneframe.runtime.montage import NO_STRIP, Ints, Led, Montage, Plan, RegionSize, Strip, each_object_once
 from oneframe.runtime.newcomers import NewcomerLook
 from oneframe.runtime.wrapped_model import WrappedModel
 
@@ -46,6 +48,10 @@ N_WHOLE = 100
 """So many, before regions are tried again."""
 FAINT = 0.2
 """Without known particles: by how much a newcomer changes a block, over the contrast of the learned one."""
+PARTICLE_PX = 2000
+"""Pixels that take the graph as long as finding and fitting one particle."""
+LOOK_SHARE = 1 / 45
+"""Of the frame's pixels: as many take the graph as long as the coarse look."""
 
 
 class RegionModel(WrappedModel):
@@ -82,6 +88,7 @@ class RegionModel(WrappedModel):
         self._linker = linker
         self._always = always
         self._size = RegionSize.of(network.card, REACH * linker.settings.max_distance_px)
+        self._pool = ThreadPoolExecutor(1, "oneframe-regions")
         self._scene: _Scene | None = None
         self._kind: tuple[tuple[int, ...], float] | None = None  # shape and threshold of the frame before
         self._index = self._last_index = 0
@@ -137,6 +144,11 @@ class RegionModel(WrappedModel):
         self._last_index, self._index = self._index, self._index + 1
         return found if self.on == was_on else replace(found, notes=(self._note(),))
 
+    @cached_property
+    def _halves(self) -> list[OnnxModel]:
+        """The graph twice, each on one thread; empty where it has no two threads."""
+        return self._network.twins()[:2]
+
     def _scene_of(self, pixels: NDArray[Any]) -> _Scene | None:
         """Return what belongs to frames of this shape, None if they are too small for regions."""
         if min(pixels.shape) < 2 * self._size.edge_px:
@@ -148,32 +160,67 @@ class RegionModel(WrappedModel):
         if scene is None or self._rest:
             self._rest = max(0, self._rest - 1)
             return self._network.run(pixels)
-        scene.look.look(pixels)
         found = None
         if follows:
-            plan = self._plan(scene)
-            found = None if plan is None else self._by_regions(scene, plan, pixels)
+            found = self._by_regions(scene, pixels)
             self._weigh(serves=found is not None)
+        else:
+            scene.look.look(pixels)
         if found is None:
-            found = self._certain(self._run(pixels))
+            found = self._certain(self._run(self._network, pixels))
             scene.look.seen_all()
         if not self.on or self._turn == 0:
             scene.look.know(found.yx_px, FAINT * self.card.normalisation.get("scale", np.inf))
         self._fresh = True
         return found
 
-    def _plan(self, scene: _Scene) -> Plan | None:
-        """Choose what to look at; None if that does not pay."""
-        montage, look = scene.montage, scene.look
-        height, width = montage.shape
-        highest = int((1.0 if self._always else PAYS) * height)
-        expected = self._linker.expected(self._index)
-        inside = ((expected >= -0.5) & (expected < np.array([height, width]) - 0.5)).all(1)
-        places = np.concatenate([expected[inside], self._doubtful])
-        origins = montage.each_once(montage.around(places))
-        if len(origins) > highest // self._size.edge_px * montage.n_columns:
+    def _by_regions(self, scene: _Scene, pixels: NDArray[Any]) -> Detections | None:
+        """Find the objects of what is chosen; None if that does not pay or too many are lost.
+
+        Where the graph may use two threads, one sees the first of the expected places while the other looks at the
+        frame as a whole and then sees the rest: threads that share the steps of so small a graph only wait for each
+        other.
+        """
+        montage = scene.montage
+        expected = self._expected(montage)
+        highest = int((1.0 if self._always else PAYS) * montage.shape[0])
+        first = self._first(scene, expected, highest)
+        ahead = None if first is None else self._ahead(scene, first, pixels)
+        parts = []
+        try:
+            scene.look.look(pixels)
+            rest = None if first is None else self._rest_of(scene, expected, first, highest)
+            if rest is not None:
+                parts.append(self._part(self._network if ahead is None else self._halves[1], montage, rest, pixels, 1))
+        finally:
+            if ahead is not None:
+                parts.append(ahead.result())
+        if rest is None:
             return None
-        look.seen(*montage.cores(origins))
+        found = self._certain(_joined(parts, same_px=self.card.object_diameter_px / 4))
+        if len(found) < min((1 - LOST) * self._n_found, self._n_found - 2):
+            return None
+        self._n_by_regions += 1
+        self._longest_unseen_frames = max(self._longest_unseen_frames, scene.n_turns)
+        return found
+
+    def _expected(self, montage: Montage) -> Ints:
+        """Return where the regions start that hold what is to be looked at again, (N, 2)."""
+        expected = self._linker.expected(self._index)
+        inside = ((expected >= -0.5) & (expected < np.array(montage.shape) - 0.5)).all(1)
+        return montage.each_once(montage.around(np.concatenate([expected[inside], self._doubtful])))
+
+    def _first(self, scene: _Scene, expected: Ints, highest: int) -> Plan | None:
+        """Choose the regions that need not wait for the coarse look; None if all are too many."""
+        if len(expected) > highest // self._size.edge_px * scene.montage.n_columns:
+            return None
+        n = scene.n_ahead(len(expected), self._turn + 1) if self._halves else 0
+        return scene.montage.plan(expected[:n], NO_STRIP, highest=highest)
+
+    def _rest_of(self, scene: _Scene, expected: Ints, first: Plan, highest: int) -> Plan | None:
+        """Choose what else to look at; None if that does not pay."""
+        montage, look = scene.montage, scene.look
+        look.seen(*montage.cores(expected))
         changed = montage.gathered(look.changed())
         if not (look.trusted or self._always):
             return None
@@ -181,32 +228,31 @@ class RegionModel(WrappedModel):
         self._turn = (self._turn + 1) % scene.n_turns
         strip = scene.strip_of(self._turn)
         look.seen(*montage.cores(changed))
-        look.seen(np.array([[strip.first, 0]]), np.array([[strip.end, width]]))
-        return montage.plan(np.concatenate([origins, changed]), strip, highest=highest)
+        look.seen(np.array([[strip.first, 0]]), np.array([[strip.end, montage.shape[1]]]))
+        others = np.concatenate([expected[len(first.origins) :], changed])
+        return montage.plan(others, strip, highest=highest - first.height)
 
-    def _by_regions(self, scene: _Scene, plan: Plan, pixels: NDArray[Any]) -> Detections | None:
-        """Find the objects of what was chosen; None if too many are lost."""
-        if plan.height:
-            in_montage = self._run(scene.montage.cut(pixels, plan))
-        else:
-            in_montage = Detections.none(self.card.columns)
-        positions, kept = scene.montage.back(plan, in_montage.yx_px, same_px=self.card.object_diameter_px / 4)
-        y_px, x_px = positions.astype(np.float32).T.copy()
-        found = self._certain(replace(in_montage.rows(kept), y_px=y_px, x_px=x_px))
-        if len(found) < min((1 - LOST) * self._n_found, self._n_found - 2):
+    def _ahead(self, scene: _Scene, first: Plan, pixels: NDArray[Any]) -> Future[_Part] | None:
+        """Begin with a plan in another thread, if it has regions."""
+        if not first.height:
             return None
-        self._n_by_regions += 1
-        self._longest_unseen_frames = max(self._longest_unseen_frames, scene.n_turns)
-        return found
+        return self._pool.submit(self._part, self._halves[0], scene.montage, first, pixels, 0)
 
-    def _run(self, pixels: NDArray[Any]) -> Detections:
+    def _part(self, network: OnnxModel, montage: Montage, plan: Plan, pixels: NDArray[Any], sheet: int) -> _Part:
+        """Find the objects of a plan, doubtful ones as well."""
+        found = Detections.none(self.card.columns)
+        if plan.height:
+            found = self._run(network, montage.cut(pixels, plan, sheet=sheet))
+        return _Part(found, montage.back(plan, found.yx_px))
+
+    def _run(self, network: OnnxModel, pixels: NDArray[Any]) -> Detections:
         """Find objects, doubtful ones as well."""
         threshold = self.threshold
         try:
-            self.threshold = DOUBTFUL * threshold
-            return self._network.run(pixels)
+            network.threshold = DOUBTFUL * threshold
+            return network.run(pixels)
         finally:
-            self.threshold = threshold
+            network.threshold = threshold
 
     def _certain(self, found: Detections) -> Detections:
         """Return what reaches the threshold, and keep in mind where the rest is."""
@@ -236,6 +282,24 @@ def serves(card: ModelCard) -> bool:
     return card.method == "lodestar" and card.n_channels == 1 and not card.hologram and not card.maps
 
 
+class _Part(NamedTuple):
+    """What was found in a montage."""
+
+    found: Detections
+    led: Led
+
+
+def _joined(parts: list[_Part], *, same_px: float) -> Detections:
+    """Return the objects of a frame's montages, each once, where they are in the frame."""
+    stays = each_object_once([part.led for part in parts], same_px=same_px)
+    y_px, x_px = np.concatenate([part.led.positions for part in parts])[stays].astype(np.float32).T.copy()
+    columns = {
+        name: np.concatenate([part.found.columns()[name][part.led.rows] for part in parts])[stays]
+        for name in parts[0].found.columns()
+    }
+    return Detections(**{**columns, "y_px": y_px, "x_px": x_px})
+
+
 class _Scene:
     """What belongs to frames of one shape."""
 
@@ -257,6 +321,13 @@ class _Scene:
     def n_turns(self) -> int:
         """Frames in which the strips go over the whole frame."""
         return self._every * len(self._strips)
+
+    def n_ahead(self, n: int, turn: int) -> int:
+        """Return how many of n regions to begin with, so that the rest and the coarse look take as long as they do."""
+        height, width = self.montage.shape
+        strip = self.strip_of(turn % self.n_turns) if self._strips else NO_STRIP
+        other_px = LOOK_SHARE * height * width + (strip.cut_end - strip.cut_first) * width
+        return min(n, round(n / 2 + other_px / (2 * (self.montage.size.edge_px**2 + PARTICLE_PX))))
 
     def divide(self, *, trusted: bool) -> None:
         """Choose the strips for a coarse look that is trusted or not."""

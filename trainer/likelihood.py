@@ -232,7 +232,7 @@ class LikelihoodFit(nn.Module):
         strange = rest * rest * precision * (1 / (OUTLIER**2 * at.scatter))
         # (pixel - place)^2 < radius^2
         near = at.place @ self.towards + self.from_middle < self.radius_px**2 - at.place.square() @ torch.ones(2, 1)
-        say = torch.where(near, inside, 0.0) / (1 + strange * strange)
+        say = near.float() * inside / (1 + strange * strange)
         weight = say * precision
         weighted_rest = weight * rest
         right = jacobian @ weighted_rest[..., None]

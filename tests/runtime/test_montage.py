@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneframe.runtime.card import ModelCard
-from oneframe.runtime.montage import NO_STRIP, Montage, RegionSize
+from oneframe.runtime.montage import NO_STRIP, Montage, RegionSize, each_object_once
 
 SIZE = RegionSize(grid_px=4, core_px=16, margin_px=8)
 BACKGROUND = 60_000
@@ -46,9 +46,9 @@ def test_what_lies_in_a_core_is_led_back_to_where_it_was(height, width, n, n_str
     assert (held | in_strip).all()
 
     where = np.stack(np.meshgrid(np.arange(plan.height), np.arange(width), indexing="ij"), -1).reshape(-1, 2)
-    back, kept = cuts.back(plan, where.astype(float), same_px=0.0)
-    y, x = where[kept].T
-    from_y, from_x = back.astype(int).T
+    led = cuts.back(plan, where.astype(float))
+    y, x = where[led.rows].T
+    from_y, from_x = led.positions.astype(int).T
     np.testing.assert_array_equal(cut[y, x], frame[from_y, from_x])
     # where a core reaches the border of the frame it reaches that of the montage
     assert (y[from_y == 0] == 0).all()
@@ -83,14 +83,28 @@ def test_strips_cover_the_frame_and_are_no_thinner_than_a_region(height, n):
     assert all(strip.end - strip.first >= SIZE.edge_px for strip in strips)
 
 
-def test_a_detection_that_two_regions_hold_counts_once_and_two_detections_of_one_region_twice():
+@pytest.mark.parametrize("together", [True, False])
+def test_a_detection_that_two_regions_hold_counts_once_and_two_detections_of_one_region_twice(together):
     cuts, _ = montage(128, 128)
-    plan = cuts.plan(np.array([[20, 20], [20, 28]]), NO_STRIP, highest=128)
+    origins = np.array([[20, 20], [20, 28]])
     in_frame = np.array([[36.0, 41.0], [36.0, 42.5]])  # the second alone is nearer to the middle of the other region
-    in_montage = np.concatenate([in_frame - plan.origins[k] + plan.places[k] for k in (0, 1)])
-    back, kept = cuts.back(plan, in_montage, same_px=1.0)
-    assert sorted(map(tuple, back)) == sorted(map(tuple, in_frame))
-    assert set(kept) == {2, 3}
+    led = []
+    for regions in [origins] if together else origins[:, None]:
+        plan = cuts.plan(regions, NO_STRIP, highest=128)
+        in_montage = [in_frame - origin + place for origin, place in zip(plan.origins, plan.places, strict=True)]
+        led.append(cuts.back(plan, np.concatenate(in_montage)))
+    stays = each_object_once(led, same_px=1.0)
+    assert stays.tolist() == [False, False, True, True]
+    np.testing.assert_array_equal(np.concatenate([part.positions for part in led])[stays], in_frame)
+
+
+def test_two_sheets_hold_two_montages():
+    cuts, frame = montage(128, 128)
+    plans = [cuts.plan(np.array([origin]), NO_STRIP, highest=128) for origin in ([20, 20], [40, 60])]
+    sheets = [cuts.cut(frame, plan, sheet=k) for k, plan in enumerate(plans)]
+    for plan, sheet in zip(plans, sheets, strict=True):
+        (y, x), (to_y, to_x) = plan.origins[0], plan.places[0]
+        np.testing.assert_array_equal(sheet[to_y : to_y + 32, to_x : to_x + 32], frame[y : y + 32, x : x + 32])
 
 
 def test_more_than_may_be_looked_at_is_refused():

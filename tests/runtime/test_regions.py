@@ -35,8 +35,8 @@ def picture(beads, *, seed: int, shape: tuple[int, int] = SHAPE, photons: float 
 class Bench:
     """A model by regions, the linker it needs, and the graph itself to compare with."""
 
-    def __init__(self, path, *, always: bool = False) -> None:
-        self.graph = load_graph(path, threads=1)
+    def __init__(self, path, *, always: bool = False, threads: int = 2) -> None:
+        self.graph = load_graph(path, threads=threads)
         self.linker = FrameLinker(LinkSettings(self.graph.card.object_diameter_px))
         self.model = RegionModel(self.graph, self.linker, always=always)
         self.index = -1
@@ -219,6 +219,13 @@ def test_the_same_frames_give_the_same_rows(bead_model):
         one, two = (bench.see(picture(BEADS, seed=seed)) for bench in benches)
         for name, column in one.columns().items():
             np.testing.assert_array_equal(column, two.columns()[name])
+
+
+def test_on_one_thread_regions_give_what_the_whole_frame_gives_too(bead_model):
+    bench = Bench(bead_model.path, threads=1)
+    assert not bench.by_regions(picture(BEADS, seed=0))
+    assert all(bench.by_regions(picture(BEADS, seed=seed)) for seed in range(1, 4))
+    assert bench.by_regions(picture([*BEADS, (20.0, 20.0)], seed=4))
 
 
 def test_other_models_are_refused(bead_model):
