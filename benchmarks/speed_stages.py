@@ -2,11 +2,13 @@
 
 convert       what a pixel meets before the network: cast, offset, padding, averaging.
 network       the convolutions.
-peaks         scores, local maxima, their averages, and the columns.
-fit           of each position to the pixels.
-between       from node to node of the graph: what a frame takes without the profiler less what the profiler tells.
-copy          the rest of a call of the session, the checks of the frame, and the record `Detections`.
+peaks         scores, local maxima and their averages.
+fit           of each position to the pixels, and the columns.
+copy          the checks of the frame, and the record `Detections`.
 link, table   `FrameLinker` on moving particles; `RunRecord`, a committed row for each of them.
+
+The graph is cut after each of its stages, the cut ones run in turn, and a stage takes what its graph takes longer than
+the one before. ONNX Runtime's profiler tells of operators and of the network's work only: it slows small steps most.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ from oneframe.export.graph import SCOPES
 from oneframe.runtime import load_model
 from oneframe.runtime.detections import Detections
 from oneframe.runtime.link import FrameLinker, LinkSettings
+from oneframe.runtime.model import open_session
 from oneframe.runtime.record import RunRecord
 from oneframe.runtime.seams import Analysed
 
-STAGES = ("convert", "network", "peaks", "fit", "between", "copy", "link", "table")
+IN_GRAPH = ("convert", "network", "peaks", "fit")
 STEP_PX = 1.0
 """Standard deviation of the particles' steps per axis and frame, for the linker."""
 
@@ -72,10 +75,6 @@ def _kernels(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
 
 
-def _session_ms(events: list[dict[str, Any]], name: str) -> float:
-    return float(np.median([event["dur"] for event in events if event["name"] == name][2:])) / 1e3
-
-
 def stage_of_nodes(path: Path) -> dict[str, str]:
     """Return the stage of the deployed graph that each node and each value belongs to."""
     nodes = onnx.load(path).graph.node
@@ -93,6 +92,46 @@ def stage_of_nodes(path: Path) -> dict[str, str]:
     for node in nodes:
         stages.update(dict.fromkeys(node.output, stages[node.name]))
     return stages
+
+
+def cut_after(path: Path, stage: str, stages: dict[str, str]) -> bytes:
+    """Return a model file that ends where the nodes of a stage do: what they and those before give the others."""
+    model = onnx.load(path)
+    graph = model.graph
+    late = IN_GRAPH[IN_GRAPH.index(stage) + 1 :]
+    early = {name for name, of in stages.items() if of not in late}
+    if stage == "peaks":  # the columns, of the same part of the code, come after the fit
+        behind: set[str] = set()
+        for node in graph.node:
+            if stages[node.name] == "fit" or behind.intersection(node.input):
+                behind.update((node.name, *node.output))
+        early -= behind
+    wanted = {name for node in graph.node if node.name not in early for name in node.input}
+    ends = [name for node in graph.node if node.name in early for name in node.output if name in wanted]
+    needed, kept = set(ends), []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    del graph.node[:], graph.output[:]
+    graph.node.extend(reversed(kept))
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in ends)
+    return model.SerializeToString()
+
+
+def graph_ms(path: Path, image: NDArray[Any], n_rounds: int) -> dict[str, float]:
+    """Return how much longer each stage makes a run of the graph."""
+    stages = stage_of_nodes(path)
+    files = [cut_after(path, stage, stages) for stage in IN_GRAPH[:-1]] + [path.read_bytes()]
+    sessions = [open_session(file, name=path.name) for file in files]
+    times: list[list[float]] = [[] for _ in sessions]
+    for _ in range(n_rounds + 2):
+        for session, each in zip(sessions, times, strict=True):
+            start_s = time.perf_counter()
+            session.run(None, {"image": image})
+            each.append(1e3 * (time.perf_counter() - start_s))
+    ends = [0.0, *(float(np.median(each[2:])) for each in times)]
+    return {stage: after - before for stage, before, after in zip(IN_GRAPH, ends[:-1], ends[1:], strict=True)}
 
 
 def moved(found: Detections, n_frames: int) -> list[Detections]:
@@ -157,16 +196,14 @@ def show(path: Path, image: NDArray[Any], n_rounds: int) -> dict[str, float]:
         times[name].append(event["dur"] / 1e3)
         operator[name] = event["args"]["op_name"]
     nodes = {name: float(np.median(each[2:])) for name, each in times.items()}
+    network_ms, by_operator = 0.0, defaultdict(float)
     stages = stage_of_nodes(path)
-    by_stage, by_operator = dict.fromkeys(STAGES, 0.0), defaultdict(float)
     for name, ms in nodes.items():
         original = name.split("/")[0].removesuffix("_nchwc")
-        by_stage[stages.get(original, "network" if operator[name].startswith("Reorder") else "peaks")] += ms
+        if stages.get(original) == "network" or operator[name].startswith("Reorder"):
+            network_ms += ms
         by_operator[operator[name]] += ms
-    execute, whole = _session_ms(events, "SequentialExecutor::Execute"), _session_ms(events, "model_run")
-    by_stage["copy"] = host["copy"] + max(0.0, whole - execute)
-    by_stage["between"] = max(0.0, host["detect"] - by_stage["copy"] - sum(nodes.values()))
-    by_stage["link"], by_stage["table"] = host["link"], host["table"]
+    by_stage = graph_ms(path, image, n_rounds) | {stage: host[stage] for stage in ("copy", "link", "table")}
     total = sum(by_stage.values())
     print(f"{path.name}: {host['detect']:.2f} ms a frame without the profiler; {len(nodes)} nodes")
     for stage, ms in by_stage.items():
@@ -177,7 +214,7 @@ def show(path: Path, image: NDArray[Any], n_rounds: int) -> dict[str, float]:
     print("  " + ", ".join(f"{name} {ms:.2f}" for name, ms in sorted(by_operator.items(), key=lambda i: -i[1])[:12]))
     operations, n_bytes = work_of(kernels)
     product, copy = peaks_of_machine(n_rounds)
-    network_s = 1e-3 * by_stage["network"]
+    network_s = 1e-3 * network_ms
     print(
         f"  network: {operations / 1e9:.2f} GFLOP, {n_bytes / 1e6:.0f} MB; {operations / network_s / 1e9:.0f} GFLOP/s "
         f"of a matrix product's {product / 1e9:.0f}, {n_bytes / network_s / 1e9:.1f} GB/s of a copy's {copy / 1e9:.1f}"
