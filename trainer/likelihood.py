@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from oneframe.trainer.crops import REFINEMENT, orthogonal, sample
 from oneframe.trainer.peaks import taken
+from oneframe.trainer.small_systems import Elimination, Minors
 from oneframe.trainer.symmetry import PixelNoise
 
 N_STEPS = 3
@@ -28,6 +29,8 @@ UNLIKE = 0.35
 """Share of a patch's structure that the fit may leave over; beyond it the object is not like the learned ones."""
 OUTLIER = 5.0
 """Residual, in standard deviations, at which a pixel has lost half its say (it shows something else)."""
+_LEAST_SCATTER = 1e-20
+"""Squared contrast; keeps a patch without noise finite."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,8 +57,8 @@ class _Estimate(NamedTuple):
     angle: Tensor
     gain: Tensor
     background: Tensor
-    scatter: Tensor
-    """Size of the noise: variance of the residual over that of `PixelNoise`."""
+    scatter: Tensor | None
+    """Variance of the residual of a pixel without signal; None: not known yet."""
     variance: Tensor
     """(N, 2)"""
     left_over: Tensor
@@ -79,7 +82,8 @@ class LikelihoodFit(nn.Module):
 
     def __init__(self, likeness: Likeness, *, n_bank_angles: int = 48) -> None:
         super().__init__()
-        self.noise = likeness.noise
+        # how the variance rises with the signal; its size is taken from the residual
+        self.noise = PixelNoise(1.0, likeness.noise.shot / likeness.noise.dark)
         self.has_angle = likeness.has_angle
         self.radius_px = likeness.diameter_px / 2 + 4
         radius_px = self.radius_px + 0.5  # of the patch, whose middle is a whole pixel
@@ -124,7 +128,7 @@ class LikelihoodFit(nn.Module):
         self.register_buffer("bank_pose", torch.stack([source, hand, angle], -1))
         seen_from_middle = torch.einsum("bji,bj->bi", turned, likeness.seen_px[source.long()])
         self.register_buffer("bank_move", seen_from_middle)
-        self.register_buffer("identity", torch.eye(5 if self.has_angle else 4))
+        self.solve = Elimination(5) if self.has_angle else Minors()
 
     def _tabulate(self, likeness: Likeness) -> None:
         """Shift the cubic spline through each particle by whole pixels, as far as a fit can move.
@@ -150,7 +154,7 @@ class LikelihoodFit(nn.Module):
         self.register_buffer("table", torch.from_numpy(table.astype(np.float32)))
         self.register_buffer("shifts", shifts.float())
         # the weight of each row of the table, in the image and in its derivatives, is a product of one along y and one
-        # along x; these are taken out of splines and slopes along y and x, (4 * S, 4 * rows), the background's being 1
+        # along x; these are sums of `_spline_powers` along y and x, (8 * S, 4 * rows), the background's being 1
         by = torch.cartesian_prod(shifts, shifts).repeat(len(samples), 1)
         which_y, which_x = (F.pad((shifts[:, None] == by[:, k]).float(), (0, 1)) for k in range(2))
         nothing = torch.zeros_like(which_y)
@@ -158,8 +162,8 @@ class LikelihoodFit(nn.Module):
         across = [(which_x, nothing, which_x, nothing), (nothing, nothing, nothing, -which_x)]
         nothing = torch.cat([nothing] * 4, 1)
         (spline_y, slope_y), (spline_x, slope_x) = ([torch.cat(part, 1) for part in axis] for axis in (along, across))
-        self.register_buffer("along", torch.cat([spline_y, nothing, slope_y, nothing]))
-        self.register_buffer("across", torch.cat([nothing, spline_x, nothing, slope_x]))
+        self.register_buffer("along", _of_powers(torch.cat([spline_y, nothing]), torch.cat([slope_y, nothing])))
+        self.register_buffer("across", _of_powers(torch.cat([nothing, spline_x]), torch.cat([nothing, slope_x])))
         constant = torch.zeros(4, len(table))
         constant[1, -1] = 1
         self.register_buffer("constant", constant.flatten())
@@ -186,7 +190,6 @@ class LikelihoodFit(nn.Module):
     towards: Tensor
     from_middle: Tensor
     next_to: Tensor
-    identity: Tensor
 
     def forward(
         self, image: Tensor, y: Tensor, x: Tensor, sigma_px: Tensor, *, scale: float = 1.0
@@ -202,15 +205,19 @@ class LikelihoodFit(nn.Module):
         y, x : (N,)
             Where the network sees particles.
         """
-        seen = torch.stack([y, x], 1)
+        seen, sigma_px = torch.stack([y, x], 1), sigma_px[:, None]
+        if self.has_angle:  # one more row that is dropped again: ONNX Runtime samples no grid of no rows
+            seen, sigma_px = F.pad(seen, (0, 0, 0, 1)), F.pad(sigma_px, (0, 0, 0, 1))
         middle = torch.round(seen)
         pixels, inside = self._patches(image, middle)
         pixels = pixels / scale
-        alike = torch.argmax(pixels @ self.bank.T, 1) if len(self.bank) > 1 else torch.zeros_like(y, dtype=torch.int64)
-        source, hand, angle = torch.split(self.bank_pose[alike], 1, 1)
-        start = seen - middle - self.bank_move[alike]
-        one, zero = torch.ones_like(angle), torch.zeros_like(angle)
-        at = _Estimate(start, angle, one, zero, one * 1e12, start, one)
+        pose, move = self.bank_pose, self.bank_move
+        if len(self.bank) > 1:
+            alike = torch.argmax(pixels @ self.bank.T, 1)
+            pose, move = pose.index_select(0, alike), move.index_select(0, alike)
+        source, hand, angle = torch.split(pose, 1, 1)
+        start = seen - middle - move
+        at = _Estimate(start, angle, torch.ones(1, 1), torch.zeros(1, 1), None, start, start)
         for _ in range(N_STEPS):
             at = self._step(at, pixels, inside, hand, source)
         moved_squared = (at.place - start).square() @ torch.ones(2, 1)
@@ -220,28 +227,32 @@ class LikelihoodFit(nn.Module):
             & (moved_squared < self.largest_move_px**2)
             & (at.variance.amax(1, keepdim=True) < self.largest_sigma_px**2)
         )
-        y, x = torch.where(sound, middle + at.place, seen).unbind(1)
-        sigma_y, sigma_x = torch.where(sound, at.variance.clamp(min=0).sqrt(), sigma_px[:, None]).unbind(1)
-        return y, x, sigma_y, sigma_x
+        place = torch.where(sound, middle + at.place, seen)
+        sigma = torch.where(sound, at.variance.clamp(min=0).sqrt(), sigma_px)
+        if self.has_angle:
+            place, sigma = place[:-1], sigma[:-1]
+        return place[:, 0], place[:, 1], sigma[:, 0], sigma[:, 1]
 
     def _step(self, at: _Estimate, pixels: Tensor, inside: Tensor, hand: Tensor, source: Tensor) -> _Estimate:
         """Take one Gauss-Newton step."""
         model, jacobian = self._model(at, hand, source)
         precision = 1 / self.noise.variance(model)
         rest = pixels - at.background - at.gain * model
-        strange = rest * rest * precision * (1 / (OUTLIER**2 * at.scatter))
         # (pixel - place)^2 < radius^2
         near = at.place @ self.towards + self.from_middle < self.radius_px**2 - at.place.square() @ torch.ones(2, 1)
-        say = near.float() * inside / (1 + strange * strange)
+        say = near.float() * inside
+        if at.scatter is not None:
+            strange = rest * rest * precision * (1 / (OUTLIER**2 * at.scatter))
+            say = say / (1 + strange * strange)
         weight = say * precision
         weighted_rest = weight * rest
-        right = jacobian @ weighted_rest[..., None]
-        step, inverse = _solved((jacobian * weight[:, None]) @ jacobian.mT, right, self.identity)
+        right = (jacobian @ weighted_rest[..., None])[..., 0]
+        step, inverse = self.solve((jacobian * weight[:, None]) @ jacobian.mT, right)
         ones = torch.ones(rest.shape[1], 1)
         before = (weighted_rest * rest) @ ones
-        explained = (step * right[..., 0]) @ torch.ones(step.shape[1], 1)
+        explained = (step * right) @ torch.ones(step.shape[1], 1)
         squares = torch.maximum(before - explained, 1e-6 * before)  # of the rest after the step
-        scatter = squares / (say @ ones - jacobian.shape[1]).clamp(min=1) + 1e-12
+        scatter = squares / (say @ ones - jacobian.shape[1]).clamp(min=1) + _LEAST_SCATTER
         by_gain, by_background, by_place, *by_angle = torch.split(step, [1, 1, 2, 1][: jacobian.shape[1] - 1], 1)
         gain = at.gain + by_gain
         safe_gain = gain.clamp(min=0.05)
@@ -267,12 +278,12 @@ class LikelihoodFit(nn.Module):
     def _patches(self, image: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
         """Cut patches round whole-pixel places (N, 2): (N, K), and 1 for those of their pixels that the image has."""
         h, w = image.shape
-        row, column = torch.split(middle, 1, 1)
-        rows, columns = row + self.edge, column + self.edge  # (N, size)
+        rows, columns = (each + self.edge for each in torch.split(middle, 1, 1))  # (N, size)
         in_image = torch.cat([(rows >= 0) & (rows < h), (columns >= 0) & (columns < w)], 1).float()
         inside = F.relu(in_image @ self.lies_in - 1)
         steps = self.grid_y.to(torch.int64) * w + self.grid_x.to(torch.int64)
-        place = (row.to(torch.int64) * w + column.to(torch.int64) + steps).clamp(0, h * w - 1)
+        row, column = torch.split(middle.to(torch.int64), 1, 1)
+        place = (row * w + column + steps).clamp(0, h * w - 1)
         return taken(image.flatten(), place), inside
 
     def _model(self, at: _Estimate, hand: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -281,8 +292,8 @@ class LikelihoodFit(nn.Module):
         Derivatives by gain, background, y, x and, with `has_angle`, the angle.
         """
         if not self.has_angle:
-            splines = torch.cat(_spline_weights(self.shifts - at.place[..., None]), 1).flatten(1)  # (N, 4 * S)
-            rows = (splines @ self.along + self.constant) * (splines @ self.across + self.constant)
+            powers = _spline_powers(self.shifts - at.place[..., None])
+            rows = (powers @ self.along + self.constant) * (powers @ self.across + self.constant)
             if len(self.bank) > 1:
                 rows = rows * ((torch.arange(len(self.bank)) == source).float() @ self.of_source)
             jacobian = (rows.reshape(-1, len(self.table)) @ self.table).reshape(-1, 4, len(self.grid_y))
@@ -302,12 +313,17 @@ class LikelihoodFit(nn.Module):
         return image, torch.stack(columns, 1)
 
 
-def _spline_weights(away: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cubic B-spline at distances from its middle, and its slope."""
-    near, far = F.relu(1 - away.abs()), F.relu(2 - away.abs())
-    near_squared, far_squared = 2 * near * near, far * far / 2
-    slope = torch.sign(away) * (near_squared - far_squared)
-    return (far * far_squared - near * near_squared) / 3, slope
+def _spline_powers(away: Tensor) -> Tensor:
+    """Return powers of distances (N, 2, S) from the middles of cubic B-splines, (N, 8 * S): see `_of_powers`."""
+    away = away[:, None]
+    within = F.relu(torch.tensor([2.0, 1.0])[:, None, None] - away.abs())
+    squares = within * within
+    return torch.cat([squares * within, squares * torch.sign(away)], 1).flatten(1)
+
+
+def _of_powers(spline: Tensor, slope: Tensor) -> Tensor:
+    """Return what takes `_spline_powers` to that to which the splines and their slopes, (2 * S, M) each, are taken."""
+    return torch.cat([spline / 6, spline * (-4 / 6), slope * -0.5, slope * 2])
 
 
 def bound_px(image: Tensor, noise: PixelNoise, diameter_px: float, *, has_angle: bool) -> float:
@@ -348,24 +364,3 @@ def _covariance(image: Tensor, noise: PixelNoise, diameter_px: float) -> Tensor:
     # a round particle knows no angle: keep the matrix regular without saying anything about the rest
     regular: Tensor = torch.linalg.inv(information + 1e-6 * torch.diag(information.diagonal()))
     return regular
-
-
-def _solved(matrix: Tensor, right: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve symmetric positive systems (N, P, P) x = (N, P, 1); return x (N, P) and the diagonal of the inverse (N, P).
-
-    Gauss-Jordan elimination, written out: ONNX has no operator for it. The particles come last, so that every step is a
-    few long rows.
-    """
-    n = matrix.shape[-1]
-    unit = identity[..., None]
-    matrix, right = matrix.permute(1, 2, 0), right.permute(1, 2, 0)
-    # (P, 1, N); scaled to a unit diagonal: the row of a pivot far above 1 would lose its digits in the difference below
-    size = (matrix * unit).sum(1, keepdim=True).clamp(min=1e-12).sqrt()
-    matrix = matrix / (size * size.transpose(0, 1)) + 1e-6 * unit
-    right = right / size
-    work = torch.cat([matrix, right, unit.expand(matrix.shape)], 1)  # (P, 2 P + 1, N)
-    for k, own in enumerate(torch.split(unit, 1, 1)):
-        row = work.narrow(0, k, 1)
-        work = work - (work.narrow(1, k, 1) - own) * (row / row.narrow(1, k, 1))
-    _, solution, inverse = torch.split(work, [n, 1, n], 1)
-    return (solution / size)[:, 0].T, ((inverse * unit).sum(1) / size[:, 0] ** 2).T

@@ -65,15 +65,12 @@ class LodestarGraph(PeakGraph):
                 in_frame = pixels[: height // self.pooling, : width // self.pooling]
             # of what the fit cannot take: no surer than the predictions agree
             sigma_y = (self.sigma_px**2 + variance / 2).sqrt()
-            # one more row that is dropped again: ONNX Runtime samples no grid of no rows
-            rows = [F.pad(column, (0, 1)) for column in (y, x, sigma_y)]
-            y, x, sigma_y, sigma_x = (column[:-1] for column in self.fit(in_frame, *rows, scale=self.scale))
+            y, x, sigma_y, sigma_x = self.fit(in_frame, y, x, sigma_y, scale=self.scale)
         centre_px = (self.pooling - 1) / 2  # where the centre of a pooled pixel lies in the camera's pixels
         y, x = y * self.pooling + centre_px, x * self.pooling + centre_px
         sigma_y, sigma_x, variance = sigma_y * self.pooling, sigma_x * self.pooling, variance * self.pooling**2
-        keep = (y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5)
-        columns = torch.stack([y, x, peak_score, sigma_y, sigma_x, variance])
-        return columns.index_select(1, torch.nonzero(keep)[:, 0]).unbind()
+        keep = torch.nonzero((y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5))[:, 0]
+        return tuple(each.index_select(0, keep) for each in (y, x, peak_score, sigma_y, sigma_x, variance))
 
     def pooled(self, pixels: Tensor) -> Tensor:
         """Average pixels (H, W) down; every pixel gets into a cell, also for odd sizes."""

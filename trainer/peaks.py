@@ -116,8 +116,8 @@ class PeakGraph(nn.Module):
         chosen = torch.nonzero((score >= threshold) & (score >= highest))[:, 0]
         row, column, score = (each.index_select(0, chosen) for each in (row, column, score))
         y, x, variance, values = self._local_average(blocks, row, column)
-        chosen = torch.nonzero(self._is_best_near(size, y, x, score) & torch.isfinite(y + x))[:, 0]
-        y, x, score, variance, *values = torch.stack([y, x, score, variance, *values]).index_select(1, chosen).unbind()
+        chosen = torch.nonzero(self._is_best_near(size, y, x, score) & ((y + x).abs() < math.inf))[:, 0]
+        y, x, score, variance, *values = (each.index_select(0, chosen) for each in (y, x, score, variance, *values))
         return y, x, score, variance, values
 
     def _lowest_rho(self, threshold: Tensor) -> Tensor:
@@ -156,13 +156,13 @@ class PeakGraph(nn.Module):
         inside = (rows == rows_inside).float()[:, :, None] * (columns == columns_inside).float()[:, None]
         in_row, in_column = rows_inside, columns_inside
         if split > 1:  # the grid lies in memory as (split, split, 3 + V, h, w)
-            block_row, block_column = (torch.div(each, split, rounding_mode="trunc") for each in (in_row, in_column))
+            # ONNX has no division of whole numbers; halves are exact
+            block_row, block_column = ((each.float() * (1 / split)).to(torch.int64) for each in (in_row, in_column))
             in_row = (in_row - block_row * split) * (split * n_values * h) + block_row
             in_column = (in_column - block_column * split) * (n_values * h * w) + block_column
         place = (in_row[:, :, None] * w + in_column[:, None]).flatten(1)
         place = place + (torch.arange(n_values) * (h * w))[:, None, None]  # (3 + V, N, R * C)
-        n_cells = rows.shape[1] * columns.shape[1]
-        return taken(blocks.flatten(), place).reshape(n_values, -1, n_cells).unbind(), inside.flatten(1)
+        return taken(blocks.flatten(), place).unbind(), inside.flatten(1)
 
     def _local_average(
         self, blocks: Tensor, row: Tensor, column: Tensor
@@ -197,7 +197,7 @@ class PeakGraph(nn.Module):
         row = torch.round(y / self.stride_px).to(torch.int64).clamp(0, size[0] - 1)
         column = torch.round(x / self.stride_px).to(torch.int64).clamp(0, size[1] - 1)
         order = torch.sort(peak_score, descending=True).indices
-        turn = torch.zeros_like(peak_score).scatter(0, order, torch.arange(order.numel(), 0, -1).to(torch.float32))
+        turn = torch.zeros_like(peak_score).scatter(0, order, torch.arange(order.numel(), 0, -1, dtype=torch.float32))
         on_grid = torch.zeros(size[0] * size[1]).scatter_reduce(0, row * size[1] + column, turn, "amax")
         # few peaks with a few cells each: a fraction of the time of looking at the whole grid
         near = torch.arange(-self.merge_cells, self.merge_cells + 1)
