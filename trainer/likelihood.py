@@ -283,7 +283,8 @@ class LikelihoodFit(nn.Module):
         inside = F.relu(in_image @ self.lies_in - 1)
         steps = self.grid_y.to(torch.int64) * w + self.grid_x.to(torch.int64)
         row, column = torch.split(middle.to(torch.int64), 1, 1)
-        place = (row * w + column + steps).clamp(0, h * w - 1)
+        # one bound after the other: Clip takes whole numbers one by one
+        place = torch.minimum((row * w + column + steps).clamp(min=0), torch.tensor(h * w - 1))
         return taken(image.flatten(), place), inside
 
     def _model(self, at: _Estimate, hand: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:

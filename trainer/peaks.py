@@ -160,7 +160,7 @@ class PeakGraph(nn.Module):
             block_row, block_column = ((each.float() * (1 / split)).to(torch.int64) for each in (in_row, in_column))
             in_row = (in_row - block_row * split) * (split * n_values * h) + block_row
             in_column = (in_column - block_column * split) * (n_values * h * w) + block_column
-        place = (in_row[:, :, None] * w + in_column[:, None]).flatten(1)
+        place = ((in_row * w)[:, :, None] + in_column[:, None]).flatten(1)
         place = place + (torch.arange(n_values) * (h * w))[:, None, None]  # (3 + V, N, R * C)
         return taken(blocks.flatten(), place).unbind(), inside.flatten(1)
 
@@ -202,7 +202,7 @@ class PeakGraph(nn.Module):
         # few peaks with a few cells each: a fraction of the time of looking at the whole grid
         near = torch.arange(-self.merge_cells, self.merge_cells + 1)
         rows, columns = (row[:, None] + near).clamp(0, size[0] - 1), (column[:, None] + near).clamp(0, size[1] - 1)
-        place = (rows[:, :, None] * size[1] + columns[:, None]).flatten(1)
+        place = ((rows * size[1])[:, :, None] + columns[:, None]).flatten(1)
         return turn >= taken(on_grid, place).amax(1)
 
 
