@@ -49,12 +49,12 @@ def test_train_verify_info_detect(capsys, snap_file, tmp_path, bead_model):
     model = str(tmp_path / "bead.onnx")
     x, y, width, height = bead_model.snap.box
     box, larger = ["--box", *map(str, (x, y, width, height))], ["--box", *map(str, (x + 1, y, width - 2, height))]
-    settings = ["--steps", "300", "--seed", "1", "--alpha", "0.7"]
+    settings = ["--steps", "150", "--seed", "1", "--alpha", "0.7"]
     events = succeeds(capsys, "train", str(snap_file), *box, *larger, "-o", model, *settings)
     assert events[-1]["event"] == "done"
     assert events[-1]["quality"]["view_error_px"] < 0.2
     assert events[-1]["quality"]["found_on_views"] == 1.0
-    assert any(event["event"] == "progress" and event["n_steps"] == 300 for event in events)
+    assert any(event["event"] == "progress" and event["n_steps"] == 150 for event in events)
     assert succeeds(capsys, "verify", model)[-1]["passed"] is True
     card = succeeds(capsys, "info", model)[0]
     assert card["pixel_size_um"] == pytest.approx(0.1)

@@ -23,7 +23,7 @@ def camera_model(tmp_path_factory):
     frame = snap(source)
     source.close()
     path = tmp_path_factory.mktemp("demo_camera") / "bead.onnx"
-    export(train(frame.pixels, box=clearest_box(frame.pixels, 28), seed=0, steps=500), path)
+    export(train(frame.pixels, box=clearest_box(frame.pixels, 28), seed=0, steps=300), path)
     return path
 
 

@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
         )
     train = [
         "train", str(folder / "snap.tif"), "--hologram", "off-axis", "--wavelength-um", "0.633", "--na", "1.3",
-        "--reference", str(folder / "empty.tif"), "--box", "auto", "--z-range-um", "-3", "3", "--steps", "1500",
+        "--reference", str(folder / "empty.tif"), "--box", "auto", "--z-range-um", "-3", "3", "--steps", "1000",
         "--seed", "1", "-o", str(folder / "sphere.onnx"),
     ]  # fmt: skip
     assert main(train) == 0
