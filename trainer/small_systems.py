@@ -65,9 +65,9 @@ class Minors(nn.Module):
             for column in range(4):
                 rest = [k for k in range(4) if k != column]
                 for m, k in enumerate(rest):
-                    others = tuple(each for each in rest if each != k)
+                    left, right = (each for each in rest if each != k)
                     entries[4 * partner + k, term] = 1
-                    minors[pairs.index(others) + (6 if row < 2 else 0), term] = 1
+                    minors[pairs.index((left, right)) + (6 if row < 2 else 0), term] = 1
                     sums[term, 4 * column + row] = (-1) ** (row + column + m)
                     term += 1
         self.register_buffer("entries", entries)
