@@ -86,7 +86,13 @@ class Plan:
     strip_place: int
     """First row of the strip in the montage."""
     height: int
-    """Of the montage; it is as wide as the frame."""
+    """Of the montage."""
+    width: int
+    """As that of the frame if there is a strip."""
+    n_columns: int
+    """Of regions."""
+    last_column_px: int
+    """Where the last one starts."""
 
 
 class Led(NamedTuple):
@@ -129,9 +135,9 @@ class Montage:
         self.size = size
         # the last region along each axis takes what is left of the frame
         self._last = np.array([_last_origin(height, size), _last_origin(width, size)])
-        self._last_column_px = int(self._last[1])
-        self.n_columns = self._last_column_px // size.edge_px + 1
-        self._sheets = np.empty((2, *shape), dtype)
+        self.n_columns = int(self._last[1]) // size.edge_px + 1
+        """Regions side by side, at the most."""
+        self._sheets = np.empty((2, height * width), dtype)
         self._window = (size.edge_px, size.edge_px)
         self._background = np.array(background).astype(dtype)
 
@@ -181,44 +187,51 @@ class Montage:
         return np.where(origins == 0, 0, first), np.where(origins == self._last, np.array(self.shape), end)
 
     def plan(self, origins: Ints, strip: Strip, *, highest: int) -> Plan | None:
-        """Arrange the regions that the strip does not hold anyway, each once; None if they need more than `highest` px.
+        """Arrange the regions that the strip does not hold anyway, each once.
 
         Parameters
         ----------
         origins : (N, 2)
             As from `around`.
+        highest : int
+            None is returned if as many pixels as so many rows of the frame do not hold them.
         """
         first, end = self.cores(origins)
         outside = (first[:, 0] < strip.first) | (end[:, 0] > strip.end)
         origins = self.each_once(origins[outside])
         edge = self.size.edge_px
-        below = self.shape[0] - int(self._last[0]) - edge  # rows that the last region of the frame has more
+        below, beside = (self.shape - self._last - edge).tolist()  # what the last region of the frame has more
         top, left = (origins == 0).T
         bottom, right = (origins == self._last).T
-        n_rows = max(
-            math.ceil(len(origins) / self.n_columns), left.sum(), right.sum(), int(top.any()) + int(bottom.any())
-        )
         strip_rows = strip.cut_end - strip.cut_first
+        n_columns = self.n_columns
+        if not strip_rows:  # about square: the less is left empty
+            n_least = max(1 + math.isqrt(max(0, len(origins) - 1)), math.ceil(len(origins) * edge / max(1, highest)))
+            n_columns = min(n_columns, max(n_least, int(top.sum()), int(bottom.sum())))
+        n_rows = max(math.ceil(len(origins) / n_columns), left.sum(), right.sum(), int(top.any()) + int(bottom.any()))
         height = n_rows * edge + strip_rows + (below if bottom.any() else 0)
-        if height > highest:
+        last_column_px = (n_columns - 1) * edge if n_columns < self.n_columns else int(self._last[1])
+        width = last_column_px + edge + beside
+        if height * width > highest * self.shape[1]:
             return None
-        slots = _slots(n_rows, self.n_columns, top, bottom, left, right)
+        slots = _slots(n_rows, n_columns, top, bottom, left, right)
         if slots is None:
             return None
         row_of, column_of = slots
         n_above = 0 if strip.first == 0 else n_rows - 1 if bottom.any() else n_rows
         y = row_of * edge + np.where(row_of >= n_above, strip_rows, 0)
-        x = np.where(column_of == self.n_columns - 1, self._last_column_px, column_of * edge)
-        return Plan(origins, np.stack([y, x], -1), row_of, column_of, strip, n_above * edge, height)
+        x = np.where(column_of == n_columns - 1, last_column_px, column_of * edge)
+        places = np.stack([y, x], -1)
+        return Plan(origins, places, row_of, column_of, strip, n_above * edge, height, width, n_columns, last_column_px)
 
     def cut(self, frame: NDArray[Any], plan: Plan, *, sheet: int = 0) -> NDArray[Any]:
         """Return the montage; it is written over by the next call for the same sheet, 0 or 1."""
         size, strip = self.size, plan.strip
-        pixels = self._sheets[sheet, : plan.height]
+        pixels = self._sheets[sheet, : plan.height * plan.width].reshape(plan.height, plan.width)
         pixels[:] = self._background
-        pixels[plan.strip_place : plan.strip_place + strip.cut_end - strip.cut_first] = frame[
-            strip.cut_first : strip.cut_end
-        ]
+        strip_rows = strip.cut_end - strip.cut_first
+        if strip_rows:
+            pixels[plan.strip_place : plan.strip_place + strip_rows] = frame[strip.cut_first : strip.cut_end]
         if not len(plan.origins):
             return pixels
         (from_y, from_x), (to_y, to_x) = plan.origins.T, plan.places.T
@@ -241,15 +254,16 @@ class Montage:
         first = np.vstack([first, [[strip.first, 0]]])
         end = np.vstack([end, [[strip.end, self.shape[1]]]])
         n_rows = (plan.height - strip_rows) // edge
-        region_at = np.full((n_rows + 1, self.n_columns + 1), -1)
+        n_columns, last_column_px = plan.n_columns, plan.last_column_px
+        region_at = np.full((n_rows + 1, n_columns + 1), -1)
         region_at[plan.row_of, plan.column_of] = np.arange(n_regions)
         y, x = np.floor(positions + 0.5).astype(np.int64).T
         below = y >= plan.strip_place + strip_rows
         in_strip = (y >= plan.strip_place) & ~below
         row = np.clip((y - np.where(below, strip_rows, 0)) // edge, 0, n_rows - 1 if n_rows else 0)
-        column = np.where(x >= self._last_column_px, self.n_columns - 1, x // edge)
-        column = np.where((column == self.n_columns - 1) & (x < self._last_column_px), self.n_columns, column)
-        region = np.where(in_strip, n_regions, region_at[row, np.clip(column, 0, self.n_columns)])
+        column = np.where(x >= last_column_px, n_columns - 1, x // edge)
+        column = np.where((column == n_columns - 1) & (x < last_column_px), n_columns, column)
+        region = np.where(in_strip, n_regions, region_at[row, np.clip(column, 0, n_columns)])
         in_frame = positions + moves[region]
         depth = np.minimum(in_frame + 0.5 - first[region], end[region] - 0.5 - in_frame).min(1)
         kept = np.flatnonzero((region >= 0) & (depth >= 0))

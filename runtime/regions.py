@@ -230,7 +230,7 @@ class RegionModel(WrappedModel):
         look.seen(*montage.cores(changed))
         look.seen(np.array([[strip.first, 0]]), np.array([[strip.end, montage.shape[1]]]))
         others = np.concatenate([expected[len(first.origins) :], changed])
-        return montage.plan(others, strip, highest=highest - first.height)
+        return montage.plan(others, strip, highest=highest - first.height * first.width // montage.shape[1])
 
     def _ahead(self, scene: _Scene, first: Plan, pixels: NDArray[Any]) -> Future[_Part] | None:
         """Begin with a plan in another thread, if it has regions."""

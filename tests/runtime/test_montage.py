@@ -39,13 +39,15 @@ def test_what_lies_in_a_core_is_led_back_to_where_it_was(height, width, n, n_str
     if plan is None:
         return
     cut = cuts.cut(frame, plan)
-    assert cut.shape == (plan.height, width)
+    assert cut.shape == (plan.height, plan.width)
+    assert cut.size <= frame.size
+    assert plan.width == width or not strip.end
     first, end = cuts.cores(plan.origins)
     held = ((positions[:, None] + 0.5 >= first) & (positions[:, None] + 0.5 <= end)).all(-1).any(-1)
     in_strip = (positions[:, 0] + 0.5 >= strip.first) & (positions[:, 0] + 0.5 <= strip.end)
     assert (held | in_strip).all()
 
-    where = np.stack(np.meshgrid(np.arange(plan.height), np.arange(width), indexing="ij"), -1).reshape(-1, 2)
+    where = np.stack(np.meshgrid(np.arange(plan.height), np.arange(plan.width), indexing="ij"), -1).reshape(-1, 2)
     led = cuts.back(plan, where.astype(float))
     y, x = where[led.rows].T
     from_y, from_x = led.positions.astype(int).T
@@ -54,7 +56,7 @@ def test_what_lies_in_a_core_is_led_back_to_where_it_was(height, width, n, n_str
     assert (y[from_y == 0] == 0).all()
     assert (y[from_y == height - 1] == plan.height - 1).all()
     assert (x[from_x == 0] == 0).all()
-    assert (x[from_x == width - 1] == width - 1).all()
+    assert (x[from_x == width - 1] == plan.width - 1).all()
     # blocks of cells stay blocks of cells
     assert ((y - from_y) % SIZE.grid_px == 0).all()
     assert ((x - from_x) % SIZE.grid_px == 0).all()
