@@ -50,7 +50,7 @@ FAINT = 0.2
 """Without known particles: by how much a newcomer changes a block, over the contrast of the learned one."""
 PARTICLE_PX = 2000
 """Pixels that take the graph as long as finding and fitting one particle."""
-LOOK_SHARE = 1 / 45
+LOOK_SHARE = 1 / 22
 """Of the frame's pixels: as many take the graph as long as the coarse look."""
 
 
@@ -293,10 +293,8 @@ def _joined(parts: list[_Part], *, same_px: float) -> Detections:
     """Return the objects of a frame's montages, each once, where they are in the frame."""
     stays = each_object_once([part.led for part in parts], same_px=same_px)
     y_px, x_px = np.concatenate([part.led.positions for part in parts])[stays].astype(np.float32).T.copy()
-    columns = {
-        name: np.concatenate([part.found.columns()[name][part.led.rows] for part in parts])[stays]
-        for name in parts[0].found.columns()
-    }
+    tables = [(part.found.columns(), part.led.rows) for part in parts]
+    columns = {name: np.concatenate([table[name][rows] for table, rows in tables])[stays] for name in tables[0][0]}
     return Detections(**{**columns, "y_px": y_px, "x_px": x_px})
 
 
