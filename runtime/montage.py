@@ -67,6 +67,11 @@ class Strip:
     """With the margins."""
     cut_end: int
 
+    @property
+    def n_cut(self) -> int:
+        """Rows with the margins."""
+        return self.cut_end - self.cut_first
+
 
 NO_STRIP = Strip(0, 0, 0, 0)
 
@@ -89,10 +94,6 @@ class Plan:
     """Of the montage."""
     width: int
     """As that of the frame if there is a strip."""
-    n_columns: int
-    """Of regions."""
-    last_column_px: int
-    """Where the last one starts."""
 
 
 class Led(NamedTuple):
@@ -203,13 +204,12 @@ class Montage:
         below, beside = (self.shape - self._last - edge).tolist()  # what the last region of the frame has more
         top, left = (origins == 0).T
         bottom, right = (origins == self._last).T
-        strip_rows = strip.cut_end - strip.cut_first
         n_columns = self.n_columns
-        if not strip_rows:  # about square: the less is left empty
+        if not strip.n_cut:  # about square: the less is left empty
             n_least = max(1 + math.isqrt(max(0, len(origins) - 1)), math.ceil(len(origins) * edge / max(1, highest)))
             n_columns = min(n_columns, max(n_least, int(top.sum()), int(bottom.sum())))
         n_rows = max(math.ceil(len(origins) / n_columns), left.sum(), right.sum(), int(top.any()) + int(bottom.any()))
-        height = n_rows * edge + strip_rows + (below if bottom.any() else 0)
+        height = n_rows * edge + strip.n_cut + (below if bottom.any() else 0)
         last_column_px = (n_columns - 1) * edge if n_columns < self.n_columns else int(self._last[1])
         width = last_column_px + edge + beside
         if height * width > highest * self.shape[1]:
@@ -219,19 +219,17 @@ class Montage:
             return None
         row_of, column_of = slots
         n_above = 0 if strip.first == 0 else n_rows - 1 if bottom.any() else n_rows
-        y = row_of * edge + np.where(row_of >= n_above, strip_rows, 0)
+        y = row_of * edge + np.where(row_of >= n_above, strip.n_cut, 0)
         x = np.where(column_of == n_columns - 1, last_column_px, column_of * edge)
-        places = np.stack([y, x], -1)
-        return Plan(origins, places, row_of, column_of, strip, n_above * edge, height, width, n_columns, last_column_px)
+        return Plan(origins, np.stack([y, x], -1), row_of, column_of, strip, n_above * edge, height, width)
 
     def cut(self, frame: NDArray[Any], plan: Plan, *, sheet: int = 0) -> NDArray[Any]:
         """Return the montage; it is written over by the next call for the same sheet, 0 or 1."""
         size, strip = self.size, plan.strip
         pixels = self._sheets[sheet, : plan.height * plan.width].reshape(plan.height, plan.width)
         pixels[:] = self._background
-        strip_rows = strip.cut_end - strip.cut_first
-        if strip_rows:
-            pixels[plan.strip_place : plan.strip_place + strip_rows] = frame[strip.cut_first : strip.cut_end]
+        if strip.n_cut:
+            pixels[plan.strip_place : plan.strip_place + strip.n_cut] = frame[strip.cut_first : strip.cut_end]
         if not len(plan.origins):
             return pixels
         (from_y, from_x), (to_y, to_x) = plan.origins.T, plan.places.T
@@ -246,21 +244,21 @@ class Montage:
     def back(self, plan: Plan, positions: Floats) -> Led:
         """Lead positions (M, 2) in the montage back to the frame; see `each_object_once`."""
         strip, edge = plan.strip, self.size.edge_px
-        strip_rows = strip.cut_end - strip.cut_first
         n_regions = len(plan.origins)
         # the strip is the last of the regions; -1 is none
         moves = np.vstack([plan.origins - plan.places, [[strip.cut_first - plan.strip_place, 0]]])
         first, end = self.cores(plan.origins)
         first = np.vstack([first, [[strip.first, 0]]])
         end = np.vstack([end, [[strip.end, self.shape[1]]]])
-        n_rows = (plan.height - strip_rows) // edge
-        n_columns, last_column_px = plan.n_columns, plan.last_column_px
+        n_rows = (plan.height - strip.n_cut) // edge
+        last_column_px = plan.width - (self.shape[1] - int(self._last[1]))
+        n_columns = last_column_px // edge + 1
         region_at = np.full((n_rows + 1, n_columns + 1), -1)
         region_at[plan.row_of, plan.column_of] = np.arange(n_regions)
         y, x = np.floor(positions + 0.5).astype(np.int64).T
-        below = y >= plan.strip_place + strip_rows
+        below = y >= plan.strip_place + strip.n_cut
         in_strip = (y >= plan.strip_place) & ~below
-        row = np.clip((y - np.where(below, strip_rows, 0)) // edge, 0, n_rows - 1 if n_rows else 0)
+        row = np.clip((y - np.where(below, strip.n_cut, 0)) // edge, 0, n_rows - 1 if n_rows else 0)
         column = np.where(x >= last_column_px, n_columns - 1, x // edge)
         column = np.where((column == n_columns - 1) & (x < last_column_px), n_columns, column)
         region = np.where(in_strip, n_regions, region_at[row, np.clip(column, 0, n_columns)])

@@ -109,9 +109,7 @@ class NewcomerLook:
         low, high, _, _ = cv2.minMaxLoc(change)
         if max(-low, high) <= self.threshold:
             return np.empty((0, 2), np.int64)
-        rows, columns = np.divmod(
-            np.flatnonzero((change > self.threshold) | (change < -self.threshold)), change.shape[1]
-        )
+        rows, columns = np.divmod(np.flatnonzero(np.abs(change) > self.threshold), change.shape[1])
         return self.block_px * np.stack([rows, columns], -1) + self.block_px // 2
 
     def _signal(self, positions: NDArray[Any]) -> Coarse:

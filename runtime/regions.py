@@ -185,11 +185,14 @@ class RegionModel(WrappedModel):
         expected = self._expected(montage)
         highest = int((1.0 if self._always else PAYS) * montage.shape[0])
         first = self._first(scene, expected, highest)
-        ahead = None if first is None else self._ahead(scene, first, pixels)
+        if first is None:
+            scene.look.look(pixels)
+            return None
+        ahead = self._ahead(scene, first, pixels)
         parts = []
         try:
             scene.look.look(pixels)
-            rest = None if first is None else self._rest_of(scene, expected, first, highest)
+            rest = self._rest_of(scene, expected, first, highest)
             if rest is not None:
                 parts.append(self._part(self._network if ahead is None else self._halves[1], montage, rest, pixels, 1))
         finally:
@@ -324,7 +327,7 @@ class _Scene:
         """Return how many of n regions to begin with, so that the rest and the coarse look take as long as they do."""
         height, width = self.montage.shape
         strip = self.strip_of(turn % self.n_turns) if self._strips else NO_STRIP
-        other_px = LOOK_SHARE * height * width + (strip.cut_end - strip.cut_first) * width
+        other_px = LOOK_SHARE * height * width + strip.n_cut * width
         return min(n, round(n / 2 + other_px / (2 * (self.montage.size.edge_px**2 + PARTICLE_PX))))
 
     def divide(self, *, trusted: bool) -> None:

@@ -217,7 +217,8 @@ class LikelihoodFit(nn.Module):
             pose, move = pose.index_select(0, alike), move.index_select(0, alike)
         source, hand, angle = torch.split(pose, 1, 1)
         start = seen - middle - move
-        at = _Estimate(start, angle, torch.ones(1, 1), torch.zeros(1, 1), None, start, start)
+        one = torch.ones(1, 1)
+        at = _Estimate(start, angle, one, torch.zeros(1, 1), None, start, one)
         for _ in range(N_STEPS):
             at = self._step(at, pixels, inside, hand, source)
         moved_squared = (at.place - start).square() @ torch.ones(2, 1)

@@ -116,7 +116,8 @@ class PeakGraph(nn.Module):
         chosen = torch.nonzero((score >= threshold) & (score >= highest))[:, 0]
         row, column, score = (each.index_select(0, chosen) for each in (row, column, score))
         y, x, variance, values = self._local_average(blocks, row, column)
-        chosen = torch.nonzero(self._is_best_near(size, y, x, score) & ((y + x).abs() < math.inf))[:, 0]
+        is_finite = (y + x).abs() < math.inf  # torch.isfinite takes five operators
+        chosen = torch.nonzero(self._is_best_near(size, y, x, score) & is_finite)[:, 0]
         y, x, score, variance, *values = (each.index_select(0, chosen) for each in (y, x, score, variance, *values))
         return y, x, score, variance, values
 
@@ -156,7 +157,7 @@ class PeakGraph(nn.Module):
         inside = (rows == rows_inside).float()[:, :, None] * (columns == columns_inside).float()[:, None]
         in_row, in_column = rows_inside, columns_inside
         if split > 1:  # the grid lies in memory as (split, split, 3 + V, h, w)
-            # ONNX has no division of whole numbers; halves are exact
+            # seven operators if whole numbers are divided; halves are exact
             block_row, block_column = ((each.float() * (1 / split)).to(torch.int64) for each in (in_row, in_column))
             in_row = (in_row - block_row * split) * (split * n_values * h) + block_row
             in_column = (in_column - block_column * split) * (n_values * h * w) + block_column

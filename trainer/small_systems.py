@@ -44,7 +44,7 @@ class Elimination(nn.Module):
 class Minors(nn.Module):
     """Four unknowns by Cramer's rule: 2 x 2 minors of the upper and the lower two rows, and sums of their products.
 
-    Which factors make which product is a matrix product with 0 and 1: a fifth of the operators that elimination takes,
+    Which factors make which product is a matrix product with 0 and 1: a third of the operators that elimination takes,
     each of which costs microseconds however few the systems are. Every sum scales as the rows and columns do, so that
     these need not be scaled; the product of the diagonal must stay within float32.
     """

@@ -36,3 +36,25 @@ def test_a_system_that_knows_nothing_has_a_finite_solution(solver, n):
     solution, inverse = solver(alike, torch.ones(3, n))
     assert bool(torch.isfinite(solution).all() & torch.isfinite(inverse).all())
     assert not len(solver(torch.zeros(0, n, n), torch.zeros(0, n))[0])
+
+
+@SOLVERS
+def test_few_equations_are_solved_as_lapack_solves_them(solver, n):
+    generator = torch.Generator().manual_seed(9)
+    root = torch.randn((50, n, 12), generator=generator) * SIZES[:n, None]
+    matrix, right = root @ root.mT, torch.randn((50, n), generator=generator)
+    solution, inverse = solver(matrix, right)
+    np.testing.assert_allclose(solution, torch.linalg.solve(matrix, right[..., None])[..., 0], rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(inverse, torch.linalg.inv(matrix).diagonal(dim1=1, dim2=2), rtol=2e-3)
+
+
+@SOLVERS
+def test_digits_are_kept_however_large_the_pivots(solver, n):
+    generator = torch.Generator().manual_seed(10)
+    root = torch.randn((50, n, 200), generator=generator) * (300 * SIZES[:n, None])
+    matrix, right = root @ root.mT, torch.randn((50, n), generator=generator)
+    solution, inverse = solver(matrix, right)
+    exact = matrix.double() + 1e-6 * torch.diag_embed(matrix.double().diagonal(dim1=1, dim2=2))
+    away = (solution - torch.linalg.solve(exact, right.double()[..., None])[..., 0]) / inverse.sqrt()
+    assert float(away.abs().max()) < 1e-4
+    np.testing.assert_allclose(inverse, torch.linalg.inv(exact).diagonal(dim1=1, dim2=2), rtol=1e-5)
